@@ -1,0 +1,1 @@
+"""Nouns that every part of Butterfly shares; the standard library only."""

@@ -1,0 +1,1 @@
+"""butterfly_text."""
