@@ -1,0 +1,30 @@
+"""The one description of a node that people write: a TOML file, the environment, flags.
+
+``load_config`` reads and judges all three at once; ``describe`` prints what came of it.
+"""
+
+from butterfly.config.describing import describe
+from butterfly.config.loading import load_config
+from butterfly.config.reading import FLAGS
+from butterfly.config.schema import (
+    EMBEDDED_MODELS,
+    ClusterSection,
+    EngineSection,
+    ModelSection,
+    NodeConfig,
+    NodeSection,
+    SecuritySection,
+)
+
+__all__ = [
+    "EMBEDDED_MODELS",
+    "FLAGS",
+    "ClusterSection",
+    "EngineSection",
+    "ModelSection",
+    "NodeConfig",
+    "NodeSection",
+    "SecuritySection",
+    "describe",
+    "load_config",
+]

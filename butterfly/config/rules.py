@@ -1,0 +1,203 @@
+"""Which values cannot stand together, and what to write instead.
+
+A rule sees whole sections (None for one that is itself broken) and names the key to change.
+The only thing looked at outside the configuration is whether the secret files can be opened.
+"""
+
+import ipaddress
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from butterfly.config.problems import Problem, nearest
+from butterfly.config.reading import Setting
+from butterfly.config.schema import (
+    EMBEDDED_MODELS,
+    ClusterSection,
+    EngineSection,
+    ModelSection,
+    NodeSection,
+    SecuritySection,
+)
+from butterfly_core.address import Address
+
+_S3_PATH = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The sections that are valid alone; the others are None."""
+
+    cluster: ClusterSection | None
+    model: ModelSection | None
+    node: NodeSection | None
+    engine: EngineSection | None
+    security: SecuritySection | None
+
+
+Fault = tuple[str, str]
+"""``section.key`` to change, and why with what to write instead."""
+
+
+def broken_rules(parts: Parts, settings: Mapping[str, Setting]) -> list[Problem]:
+    """Every combination that cannot be, placed where the value at fault was written."""
+    return [_placed(name, message, settings) for name, message in _faults(parts)]
+
+
+def _faults(parts: Parts) -> Iterator[Fault]:
+    cluster, model, node, security = parts.cluster, parts.model, parts.node, parts.security
+    if model:
+        yield from _source(model)
+        yield from _s3_only_keys(model)
+    if node:
+        yield from _addresses(node)
+        yield from _capacity(node)
+    if cluster and node:
+        yield from _seeds(cluster, node)
+    if parts.engine:
+        yield from _budgets(parts.engine)
+    if security:
+        yield from _secret_files(security)
+    if node and security:
+        yield from _beyond_loopback(node, security)
+
+
+def _placed(name: str, message: str, settings: Mapping[str, Setting]) -> Problem:
+    if name in settings:
+        return Problem(settings[name].where, message, settings[name].value)
+    section, _, key = name.partition(".")
+    return Problem(f"[{section}] {key}", message)
+
+
+def _source(model: ModelSection) -> Iterator[Fault]:
+    path = model.source_path
+    if model.source_type == "s3" and not _S3_PATH.fullmatch(path):
+        yield "model.source_path", 'must be s3://bucket/prefix when source_type is "s3"'
+    if model.source_type == "filesystem" and "://" in path:
+        advice = 'a URL; set source_type = "s3"' if path.startswith("s3://") else "a URL"
+        yield (
+            "model.source_path",
+            f'must be a folder when source_type is "filesystem", not {advice}',
+        )
+    if model.source_type == "embedded" and path not in EMBEDDED_MODELS:
+        near = nearest(path, EMBEDDED_MODELS)
+        hint = f"; did you mean {near}?" if near else ""
+        known = ", ".join(EMBEDDED_MODELS)
+        yield "model.source_path", f"no model of this name ships with the package: {known}{hint}"
+
+
+def _s3_only_keys(model: ModelSection) -> Iterator[Fault]:
+    if model.source_type != "s3":
+        for key in ("endpoint_url", "region"):
+            if getattr(model, key) is not None:
+                yield f"model.{key}", f'has a meaning only with source_type = "s3"; remove {key}'
+    elif model.endpoint_url is not None:
+        yield from _endpoint(model.endpoint_url)
+    if model.cache == "off" and model.cache_bytes_max:
+        yield "model.cache_bytes_max", 'bounds a cache that is off; remove it or the cache = "off"'
+
+
+def _endpoint(url: str) -> Iterator[Fault]:
+    try:
+        parsed = urlsplit(url)
+        usable = parsed.scheme in ("http", "https") and bool(parsed.hostname)
+        usable = usable and (parsed.port is None or parsed.port > 0)
+    except ValueError:
+        usable, parsed = False, urlsplit("")
+    if not usable:
+        yield "model.endpoint_url", "must be a URL with http:// or https://, as http://minio:9000"
+    elif parsed.username is not None:
+        advice = "use AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile"
+        yield "model.endpoint_url", f"must not carry a user name or password; {advice}"
+
+
+def _addresses(node: NodeSection) -> Iterator[Fault]:
+    bind, http, advertised = node.bind_address, node.http_address, node.advertise_address
+    if advertised.is_wildcard and bind.is_wildcard:
+        advice = 'set it to what the others dial, as advertise_address = "10.0.1.10:7000"'
+        yield "node.advertise_address", f"bind_address {bind} is no address to dial; {advice}"
+    elif advertised.is_wildcard or (advertised.port == 0 and bind.port != 0):
+        yield "node.advertise_address", "must be an address that other nodes can dial"
+    if bind.port == http.port != 0 and _same_host(bind, http):
+        advice = f"port {bind.port} is taken by bind_address {bind}; choose another, as 8080"
+        yield "node.http_address", advice
+
+
+def _same_host(one: Address, other: Address) -> bool:
+    local = one.is_loopback and other.is_loopback
+    return one.host == other.host or one.is_wildcard or other.is_wildcard or local
+
+
+def _capacity(node: NodeSection) -> Iterator[Fault]:
+    if node.capacity == 0 and node.role == "worker":
+        advice = 'offer a share above 0, or set role = "coordinator"'
+        yield "node.capacity", f"a worker that carries no layers has nothing to do; {advice}"
+
+
+def _seeds(cluster: ClusterSection, node: NodeSection) -> Iterator[Fault]:
+    if not cluster.seed_nodes:
+        if node.role == "worker" and cluster.discovery_method == "static":
+            advice = 'list at least one node, or set role = "coordinator" on the first one'
+            yield "cluster.seed_nodes", f"a worker without seed nodes finds nobody; {advice}"
+        return
+    far = [str(seed) for seed in cluster.seed_nodes if _is_beyond(seed)]
+    if far and node.bind_address.is_loopback and node.advertise_address.is_loopback:
+        advice = 'bind to an address they can dial, as "0.0.0.0:7000" with an advertise_address'
+        yield "node.bind_address", f"seed node {far[0]} cannot reach {node.bind_address}; {advice}"
+
+
+def _is_beyond(address: Address) -> bool:
+    """True for an IP address of another machine; a host name may be anything."""
+    try:
+        return not ipaddress.ip_address(address.host).is_loopback
+    except ValueError:
+        return False
+
+
+def _budgets(engine: EngineSection) -> Iterator[Fault]:
+    if engine.kv_cache_tokens < engine.block_size:
+        yield "engine.kv_cache_tokens", f"must hold one block of {engine.block_size} tokens"
+    if engine.step_tokens_max < engine.sequences_max:
+        advice = f"must be {engine.sequences_max} (sequences_max) or more"
+        yield "engine.step_tokens_max", f"{advice}: a step holds a token of every sequence"
+
+
+def _secret_files(security: SecuritySection) -> Iterator[Fault]:
+    secret, keys = security.cluster_secret_file, security.api_keys_file
+    for key, path in (("cluster_secret_file", secret), ("api_keys_file", keys)):
+        if path is not None and (reason := _cannot_open(path)) is not None:
+            yield f"security.{key}", f"{path} {reason}"
+    if secret is not None and secret == keys:
+        yield "security.api_keys_file", "is the cluster's secret: clients must not hold it"
+
+
+def _cannot_open(path: Path) -> str | None:
+    """Why a file cannot be read, told without reading it."""
+    try:
+        with path.open("rb"):
+            return "is empty" if path.stat().st_size == 0 else None
+    except IsADirectoryError:
+        return "is a folder, not a file"
+    except FileNotFoundError:
+        return "does not exist; make it, for instance with: openssl rand -hex 32"
+    except OSError as error:
+        return f"cannot be opened: {error.strerror}"
+
+
+def _beyond_loopback(node: NodeSection, security: SecuritySection) -> Iterator[Fault]:
+    """Loopback needs no secrets; beyond it they are needed, or said to be left out."""
+    if security.insecure:
+        return
+    or_else = "or say insecure = true on a network you trust"
+    if not node.bind_address.is_loopback:
+        where = f"bind_address {node.bind_address} is open to other machines"
+        if security.cluster_secret_file is None:
+            yield "security.cluster_secret_file", f"must be set: {where}; {or_else}"
+        if security.data_plane == "plain":
+            advice = f'use "aead" or "mac", {or_else}'
+            yield "security.data_plane", f"{where} and plain data can be read and forged; {advice}"
+    if not node.http_address.is_loopback and security.api_keys_file is None:
+        where = f"http_address {node.http_address} is open to other machines"
+        yield "security.api_keys_file", f"must be set: {where}; {or_else}"

@@ -1,0 +1,228 @@
+"""Every section and key of the configuration: its type, its default and its bounds.
+
+One value alone is judged here; what two values mean together is judged in ``rules``.
+A field's description is what an error message says is allowed.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+
+from butterfly_core.address import Address, parse_address
+
+EMBEDDED_MODELS: Final = ("toy-llama",)
+"""Names of the models that ship with the package."""
+
+GIBIBYTE: Final = 1 << 30
+
+
+def _read_address(value: object) -> Address:
+    if isinstance(value, Address):
+        return value
+    if not isinstance(value, str):
+        raise ValueError("must be text: host:port, as 10.0.1.10:7000")
+    return parse_address(value)
+
+
+def _read_seed_nodes(value: object) -> tuple[Address, ...]:
+    if not isinstance(value, list | tuple):
+        raise ValueError('must be a list of addresses, as ["10.0.1.10:7000", "10.0.1.11:7000"]')
+    seeds = tuple(dict.fromkeys(_read_address(entry) for entry in value))
+    for seed in seeds:
+        if seed.port == 0 or seed.is_wildcard:
+            raise ValueError(f"{seed} cannot be dialled; name a host, and a port from 1 to 65535")
+    return seeds
+
+
+def _must_be_odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError("must be odd (1, 3, 5 or 7): an even number of voters tolerates no more")
+    return value
+
+
+def _must_exist_now(value: str) -> str:
+    if value in ("dns", "consul"):
+        raise ValueError(f'"{value}" comes with a later version; use "static" and list seed_nodes')
+    return value
+
+
+Seconds = Annotated[float, Field(ge=0.0, le=86_400.0, description="seconds, from 0 to 86400")]
+AddressField = Annotated[
+    Address, BeforeValidator(_read_address), Field(description="host:port, as 10.0.1.10:7000")
+]
+
+
+class Section(BaseModel):
+    """What all sections share: frozen, no unknown keys, no silent conversions."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True
+    )
+
+
+class ClusterSection(Section):
+    """``[cluster]``: who belongs together, and how it behaves as one."""
+
+    cluster_name: Annotated[
+        str,
+        Field(
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
+            description="up to 63 letters, digits, dots, dashes and underscores",
+        ),
+    ]
+    discovery_method: Annotated[
+        Literal["static", "dns", "consul"], AfterValidator(_must_exist_now)
+    ] = "static"
+    seed_nodes: Annotated[
+        tuple[Address, ...],
+        BeforeValidator(_read_seed_nodes),
+        Field(description='a list of host:port, as ["10.0.1.10:7000"]'),
+    ] = ()
+    quorum_size: Annotated[
+        int, Field(ge=1, le=1000, description="members before the first plan, from 1 to 1000")
+    ] = 1
+    profile: Literal["lan", "wan"] = "lan"
+    objective: Literal["throughput", "latency"] = "throughput"
+    dead_after_seconds: Annotated[
+        float, Field(ge=0.5, le=600.0, description="seconds, from 0.5 to 600")
+    ] = 3.0
+    rebalance: Literal["idle", "off"] = "idle"
+    rebalance_after_seconds: Seconds = 10.0
+    plan_grace_seconds: Seconds = 1.0
+    founding_grace_seconds: Seconds = 5.0
+    max_voters: Annotated[
+        int, Field(ge=1, le=7, description="1, 3, 5 or 7"), AfterValidator(_must_be_odd)
+    ] = 5
+
+
+class ModelSection(Section):
+    """``[model]``: where the weights come from, and what is kept of them."""
+
+    source_type: Literal["s3", "filesystem", "embedded"]
+    source_path: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=4096,
+            description="s3://bucket/prefix, a folder, or the name of an embedded model",
+        ),
+    ]
+    endpoint_url: Annotated[
+        str | None, Field(description="the URL of an S3-compatible server, as http://host:9000")
+    ] = None
+    region: Annotated[str | None, Field(description="the bucket's region, as eu-central-1")] = None
+    name: Annotated[
+        str, Field(max_length=200, description="the model's name in the API (up to 200 characters)")
+    ] = ""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    cache: Literal["write-behind", "off"] = "write-behind"
+    cache_bytes_max: Annotated[int, Field(ge=0, description="bytes; 0 is no limit")] = 0
+
+
+class NodeSection(Section):
+    """``[node]``: this machine and this process."""
+
+    role: Literal["worker", "coordinator"] = "worker"
+    bind_address: AddressField = Address("127.0.0.1", 7000)
+    advertise_address: AddressField = Address("127.0.0.1", 7000)
+    """What others dial; ``bind_address`` unless it is set."""
+    http_address: AddressField = Address("127.0.0.1", 8080)
+    data_dir: Annotated[Path, Field(description="a folder that this node alone writes to")] = Path(
+        "/var/lib/butterfly"
+    )
+    capacity: Annotated[
+        float,
+        Field(ge=0.0, le=1.0, description="the share of free memory offered, from 0 to 1"),
+    ] = 1.0
+    device: Annotated[
+        str, Field(pattern=r"^(auto|cpu|cuda:[0-9]{1,3})$", description='"auto", "cpu" or "cuda:N"')
+    ] = "auto"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+
+
+class EngineSection(Section):
+    """``[engine]``: budgets of the process that computes."""
+
+    kv_cache_tokens: Annotated[
+        int, Field(ge=16, le=1 << 30, description="tokens of all sequences together, 16 or more")
+    ] = 16384
+    block_size: Annotated[
+        int, Field(ge=1, le=256, description="tokens per block, from 1 to 256")
+    ] = 16
+    workspace_bytes: Annotated[int, Field(ge=0, le=1 << 40, description="bytes, 0 or more")] = (
+        268435456
+    )
+    step_tokens_max: Annotated[
+        int, Field(ge=1, le=1 << 20, description="tokens of one step, from 1 to 1048576")
+    ] = 512
+    sequences_max: Annotated[
+        int, Field(ge=1, le=1 << 16, description="sequences under way, from 1 to 65536")
+    ] = 64
+    requests_waiting_max: Annotated[
+        int, Field(ge=1, le=1 << 20, description="requests that wait, from 1 to 1048576")
+    ] = 256
+    threads: Annotated[int, Field(ge=0, le=1024, description="0 (automatic) to 1024")] = 0
+
+
+class SecuritySection(Section):
+    """``[security]``: files with secrets (never read here), and what may go without."""
+
+    cluster_secret_file: Annotated[
+        Path | None, Field(description="a file of this node, readable by its user alone")
+    ] = None
+    api_keys_file: Annotated[
+        Path | None, Field(description="a file of this node with one key a line")
+    ] = None
+    insecure: Annotated[bool, Field(description="true or false")] = False
+    data_plane: Literal["aead", "mac", "plain"] = "aead"
+
+
+class NodeConfig(Section):
+    """All sections, each checked alone and with the others."""
+
+    cluster: ClusterSection
+    model: ModelSection
+    node: NodeSection
+    engine: EngineSection
+    security: SecuritySection
+    _origins: Mapping[str, str] = PrivateAttr(default_factory=lambda: MappingProxyType({}))
+
+    def origin(self, section: str, key: str) -> str:
+        """Where a value came from, for people: a file, a variable, a flag or ``default``."""
+        return self._origins.get(f"{section}.{key}", "default")
+
+
+def with_origins(config: NodeConfig, origins: Mapping[str, str]) -> NodeConfig:
+    """The same configuration, remembering where its values came from (``section.key``)."""
+    config._origins = MappingProxyType(dict(origins))
+    return config
+
+
+SECTIONS: Final[Mapping[str, type[Section]]] = MappingProxyType(
+    {
+        "cluster": ClusterSection,
+        "model": ModelSection,
+        "node": NodeSection,
+        "engine": EngineSection,
+        "security": SecuritySection,
+    }
+)
+"""Section names in the order in which they are printed."""
+
+
+def keys_of(section: str) -> tuple[str, ...]:
+    return tuple(SECTIONS[section].model_fields)
+
+
+def annotation_of(section: str, key: str) -> Any:
+    """The bare type of a key, without its bounds."""
+    return SECTIONS[section].model_fields[key].annotation
+
+
+def allowed(section: str, key: str) -> str:
+    """What a key may be, in words; empty when its type says it all."""
+    return SECTIONS[section].model_fields[key].description or ""
