@@ -31,6 +31,11 @@ class ModelSpec:
     manifest_root: str | None = None
 
     @property
+    def identity(self) -> str:
+        """What tells this model's weights from any other's: their root, else the revision."""
+        return self.manifest_root or self.revision
+
+    @property
     def total_bytes(self) -> int:
         return sum(self.part_bytes.values())
 

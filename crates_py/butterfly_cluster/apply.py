@@ -1,0 +1,207 @@
+"""The only way in which the replicated state changes.
+
+``apply`` is pure and total: every node gets the same state from the same log, and a command
+that is stale, late or nonsense changes nothing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TypeVar, assert_never
+
+from butterfly_cluster.commands import (
+    AssignLayers,
+    Command,
+    DescribeModel,
+    MarkDown,
+    PassValidation,
+    RegisterMember,
+    RejectDigests,
+    RemoveMember,
+    ReportBroken,
+    ReportDigests,
+    ReportEngine,
+    ReportFailure,
+    ReportPlanProblem,
+    ReportWarm,
+)
+from butterfly_cluster.state import (
+    Assignment,
+    ClusterState,
+    Failure,
+    Member,
+    Rejection,
+)
+from butterfly_core.ids import NodeId
+from butterfly_core.layers import stage_parts
+
+FAILURES_MAX = 100
+T = TypeVar("T")
+
+
+def apply(state: ClusterState, index: int, command: Command) -> ClusterState:
+    """The state after the entry at ``index``."""
+    return replace(_change(state, index, command), index=index)
+
+
+def _change(state: ClusterState, index: int, command: Command) -> ClusterState:
+    match command:
+        case RegisterMember() | ReportEngine() | MarkDown() | RemoveMember():
+            return _change_members(state, index, command)
+        case DescribeModel():
+            return _describe(state, command)
+        case AssignLayers():
+            return _assign(state, command)
+        case ReportPlanProblem(message=message):
+            return replace(state, plan_problem=message)
+        case _:
+            return _change_epoch(state, command)
+
+
+def _change_members(
+    state: ClusterState,
+    index: int,
+    command: RegisterMember | ReportEngine | MarkDown | RemoveMember,
+) -> ClusterState:
+    known = state.members.get(command.node_id)
+    match command:
+        case RegisterMember():
+            return _with_member(state, _registered(known, index, command))
+        case RemoveMember(node_id=node_id):
+            members = {key: value for key, value in state.members.items() if key != node_id}
+            return replace(state, members=members, failures=_without(state.failures, node_id))
+        case ReportEngine(engine=engine, capacity=capacity) if known is not None:
+            return _with_member(state, replace(known, engine=engine, capacity=capacity))
+        case MarkDown() if known is not None:
+            return _with_member(state, replace(known, alive=False))
+        case ReportEngine() | MarkDown():
+            return state
+        case _:
+            assert_never(command)
+
+
+def _registered(known: Member | None, index: int, command: RegisterMember) -> Member:
+    fresh = Member(
+        node_id=command.node_id,
+        address=command.address,
+        http_address=command.http_address,
+        role=command.role,
+        version=command.version,
+        carries_layers=command.carries_layers,
+        joined_index=known.joined_index if known else index,
+    )
+    if known is None:
+        return fresh
+    return replace(fresh, engine=known.engine, capacity=known.capacity)
+
+
+def _with_member(state: ClusterState, member: Member) -> ClusterState:
+    return replace(state, members={**state.members, member.node_id: member})
+
+
+def _describe(state: ClusterState, command: DescribeModel) -> ClusterState:
+    """The first description holds from the first proof on; before it, a newer one replaces it."""
+    if state.validated_epoch:
+        return state
+    return replace(state, model=command.spec, part_digests=dict(command.part_digests))
+
+
+def _assign(state: ClusterState, command: AssignLayers) -> ClusterState:
+    if command.epoch != state.epoch + 1 or not _covers_the_model(state, command):
+        return state
+    assignment = Assignment(
+        command.epoch, command.stages, command.kv_tokens, command.model, command.considered
+    )
+    return replace(
+        state,
+        assignment=assignment,
+        plan_problem=None,
+        digests={},
+        rejections={},
+        failures={},
+    )
+
+
+def _covers_the_model(state: ClusterState, command: AssignLayers) -> bool:
+    if state.model is None or command.model != state.model.identity or not command.stages:
+        return False
+    expected = 0
+    for stage in command.stages:
+        if stage.layers.start != expected or stage.node_id not in state.members:
+            return False
+        expected = stage.layers.stop
+    holders = [stage.node_id for stage in command.stages]
+    return expected == state.model.layer_count and len(set(holders)) == len(holders)
+
+
+EpochCommand = (
+    ReportDigests | ReportFailure | RejectDigests | PassValidation | ReportWarm | ReportBroken
+)
+
+
+def _change_epoch(state: ClusterState, command: EpochCommand) -> ClusterState:
+    if state.assignment is None or command.epoch != state.epoch:
+        return state
+    if isinstance(command, PassValidation):
+        return _validate(state, state.assignment, command)
+    if state.assignment.stage_of(command.node_id) is None:
+        return state
+    match command:
+        case ReportDigests(node_id=node_id, part_digests=digests):
+            return replace(
+                state,
+                digests={**state.digests, node_id: dict(digests)},
+                failures=_without(state.failures, node_id),
+            )
+        case ReportFailure():
+            return _with_failure(state, command)
+        case RejectDigests():
+            return _reject(state, command)
+        case ReportWarm(node_id=node_id, epoch=epoch):
+            warm = node_id == state.assignment.head and state.validated_epoch == epoch
+            return replace(state, active_epoch=epoch) if warm else state
+        case ReportBroken(epoch=epoch):
+            return replace(state, broken_epoch=epoch)
+        case _:
+            assert_never(command)
+
+
+def _with_failure(state: ClusterState, command: ReportFailure) -> ClusterState:
+    failure = Failure(command.node_id, command.message, command.code, command.file, command.tensor)
+    failures = {**_without(state.failures, command.node_id), command.node_id: failure}
+    newest = dict(list(failures.items())[-FAILURES_MAX:])
+    return replace(state, failures=newest)
+
+
+def _reject(state: ClusterState, command: RejectDigests) -> ClusterState:
+    if command.node_id not in state.digests:
+        return state
+    before = state.rejections.get(command.node_id)
+    rejection = Rejection(command.reason, before.count + 1 if before else 1)
+    failure = Failure(command.node_id, command.reason, "digests_rejected")
+    return replace(
+        state,
+        digests=_without(state.digests, command.node_id),
+        rejections={**state.rejections, command.node_id: rejection},
+        failures={**state.failures, command.node_id: failure},
+    )
+
+
+def _validate(state: ClusterState, assignment: Assignment, command: PassValidation) -> ClusterState:
+    """Only when every part of every stage was reported, and the root is the one expected."""
+    model = state.model
+    if model is None or command.root != (model.manifest_root or state.pinned_root or command.root):
+        return state
+    for stage in assignment.stages:
+        needed = stage_parts(stage.layers, model.layer_count, tied=model.tied)
+        if not set(needed) <= set(state.digests.get(stage.node_id, {})):
+            return state
+    return replace(
+        state,
+        validated_epoch=command.epoch,
+        validated_root=command.root,
+        pinned_root=state.pinned_root if model.manifest_root else command.root,
+    )
+
+
+def _without(mapping: Mapping[NodeId, T], node_id: NodeId) -> Mapping[NodeId, T]:
+    return {key: value for key, value in mapping.items() if key != node_id}

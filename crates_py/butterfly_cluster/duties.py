@@ -1,0 +1,277 @@
+"""What a node and what the coordinator should do next, computed from what is committed.
+
+Both are functions from a snapshot to the first duty; the caller does it and asks again, so a
+restart, a lost answer or a new coordinator needs no special path. Neither looks at whether it
+leads: a cut-off coordinator can wish, but only committed entries move anything.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from butterfly_cluster.commands import (
+    Command,
+    DescribeModel,
+    MarkDown,
+    PassValidation,
+    RejectDigests,
+    ReportPlanProblem,
+)
+from butterfly_cluster.lifecycle import (
+    Event,
+    LayersAssigned,
+    LayersRejected,
+    LayersVerified,
+    Node,
+    NodeState,
+    PipelineComplete,
+    QuorumLost,
+    Unassigned,
+)
+from butterfly_cluster.state import Assignment, ClusterState, Member
+from butterfly_core.ids import NodeId, short
+from butterfly_core.layers import stage_parts
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How the coordinator decides; the configuration's words, in members and seconds."""
+
+    quorum_size: int = 1
+    dead_after_seconds: float = 3.0
+    plan_grace_seconds: float = 1.0
+    engine_grace_seconds: float = 60.0
+    rebalance_when_idle: bool = True
+    rebalance_after_seconds: float = 10.0
+    demote_after_seconds: float = 30.0
+    max_voters: int = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Observations:
+    """What the coordinator sees beside the log.
+
+    ``silent_seconds``: since each member was last heard. ``settled_seconds``: since the set of
+    live members and engines last changed. ``described``: the model as this node reads it from
+    the source. ``root_of``: the Merkle root of all parts' digests with the small files.
+    """
+
+    silent_seconds: Mapping[NodeId, float]
+    settled_seconds: float
+    voters: frozenset[NodeId]
+    me: NodeId
+    active_requests: int = 0
+    described: DescribeModel | None = None
+    root_of: Callable[[Mapping[str, str]], str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Propose:
+    command: Command
+
+
+@dataclass(frozen=True, slots=True)
+class MakePlan:
+    """Place all layers on these members' engines, as this epoch."""
+
+    epoch: int
+    machines: tuple[Member, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Promote:
+    node_id: NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class Demote:
+    node_id: NodeId
+
+
+Duty = Propose | MakePlan | Promote | Demote
+
+
+def coordinator_duty(state: ClusterState, seen: Observations, policy: Policy) -> Duty | None:
+    """The first thing a coordinator should do now, or None."""
+    return (
+        _bury_the_dead(state, seen, policy)
+        or _choose_voters(state, seen, policy)
+        or _describe(state, seen)
+        or _plan(state, seen, policy)
+        or _judge_digests(state, seen)
+    )
+
+
+def _bury_the_dead(state: ClusterState, seen: Observations, policy: Policy) -> Duty | None:
+    for member in state.live:
+        silent = seen.silent_seconds.get(member.node_id, 0.0)
+        if member.node_id != seen.me and silent > policy.dead_after_seconds:
+            return Propose(MarkDown(member.node_id, f"not heard for {silent:.1f} s"))
+    return None
+
+
+def _choose_voters(state: ClusterState, seen: Observations, policy: Policy) -> Duty | None:
+    """An odd number of voters among the live; coordinators by preference, then the oldest."""
+    wanted = min(len(state.live), policy.max_voters)
+    wanted -= 1 - wanted % 2
+    live = sorted(state.live, key=lambda member: member.role != "coordinator")
+    spare = [member.node_id for member in live if member.node_id not in seen.voters]
+    if spare and len(seen.voters) < wanted:
+        return Promote(spare[0])
+    gone = [voter for voter in sorted(seen.voters) if voter not in state.members]
+    if gone and state.members:
+        return Demote(gone[0])
+    dead = [
+        voter
+        for voter in sorted(seen.voters)
+        if not state.members[voter].alive
+        and seen.silent_seconds.get(voter, 0.0) > policy.demote_after_seconds
+    ]
+    if dead and spare:
+        return Demote(dead[0])
+    return None
+
+
+def _describe(state: ClusterState, seen: Observations) -> Duty | None:
+    if seen.described is None:
+        return None
+    same = state.model == seen.described.spec and state.part_digests == seen.described.part_digests
+    return None if same or state.model is not None else Propose(seen.described)
+
+
+def _plan(state: ClusterState, seen: Observations, policy: Policy) -> Duty | None:
+    if state.model is None:
+        return None
+    if len(state.live) < policy.quorum_size:
+        return None
+    carriers = [member for member in state.live if member.carries_layers]
+    if any(_is_doubtful(member, seen, policy) for member in carriers):
+        return None
+    machines = tuple(member for member in carriers if member.engine and member.capacity)
+    waiting = len(machines) < len(carriers)
+    patience = policy.engine_grace_seconds if waiting else policy.plan_grace_seconds
+    if not machines:
+        return None
+    assignment = state.assignment
+    if assignment is None or assignment.model != state.model.identity:
+        return MakePlan(state.epoch + 1, machines) if seen.settled_seconds >= patience else None
+    if not state.is_intact:
+        soon = patience if waiting else 0.0
+        return MakePlan(state.epoch + 1, machines) if seen.settled_seconds >= soon else None
+    if _has_newcomer(assignment, machines) and _may_rebalance(state, seen, policy):
+        return MakePlan(state.epoch + 1, machines)
+    return None
+
+
+def _is_doubtful(member: Member, seen: Observations, policy: Policy) -> bool:
+    """Silent for a third of what makes it dead: it is not planned with, and not yet without."""
+    silent = seen.silent_seconds.get(member.node_id, 0.0)
+    return member.node_id != seen.me and silent > policy.dead_after_seconds / 3
+
+
+def _has_newcomer(assignment: Assignment, machines: tuple[Member, ...]) -> bool:
+    return any(machine.engine not in assignment.considered for machine in machines)
+
+
+def _may_rebalance(state: ClusterState, seen: Observations, policy: Policy) -> bool:
+    if not state.is_active:
+        return seen.settled_seconds >= policy.plan_grace_seconds
+    return (
+        policy.rebalance_when_idle
+        and seen.active_requests == 0
+        and seen.settled_seconds >= policy.rebalance_after_seconds
+    )
+
+
+def _judge_digests(state: ClusterState, seen: Observations) -> Duty | None:
+    assignment, model = state.assignment, state.model
+    if assignment is None or model is None or state.validated_epoch == state.epoch:
+        return None
+    together: dict[str, str] = dict(state.part_digests)
+    for stage in assignment.stages:
+        reported = state.digests.get(stage.node_id)
+        if reported is None:
+            continue
+        for part in stage_parts(stage.layers, model.layer_count, tied=model.tied):
+            expected = together.setdefault(part, reported.get(part, ""))
+            if reported.get(part) != expected:
+                reason = _mismatch(stage.node_id, part, expected, reported.get(part))
+                return Propose(RejectDigests(state.epoch, stage.node_id, reason))
+    if len(state.digests) < len(assignment.stages) or seen.root_of is None:
+        return None
+    return _pass_or_reject(state, seen.root_of(together))
+
+
+def _mismatch(node_id: NodeId, part: str, expected: str, seen: str | None) -> str:
+    return (
+        f"node {short(node_id)}: the weights of {part} have the digest {seen or 'none'}, "
+        f"the model's is {expected}; the node drops them and loads again"
+    )
+
+
+def _pass_or_reject(state: ClusterState, root: str) -> Duty | None:
+    model = state.model
+    expected = (model.manifest_root if model else None) or state.pinned_root or root
+    if root == expected:
+        return Propose(PassValidation(state.epoch, root))
+    problem = (
+        f"the weights at the source have the Merkle root {root}, and {expected} was agreed; "
+        "restore the model's files, or start a new cluster for another model"
+    )
+    return None if state.plan_problem == problem else Propose(ReportPlanProblem(problem))
+
+
+def admits(state: ClusterState, policy: Policy) -> bool:
+    """True when requests may be admitted, as far as committed entries tell."""
+    return state.is_active and len(state.live) >= policy.quorum_size
+
+
+def next_event(
+    node: Node,
+    state: ClusterState,
+    me: NodeId,
+    *,
+    engine: str | None,
+    rejections_seen: int,
+    problem: str | None,
+) -> Event | None:
+    """What the committed state means for this node now; ask again after each step.
+
+    ``engine`` names the run of this node's engine: an assignment to another run is not ours
+    any more. ``problem`` says why nothing may be admitted although the state allows it (no
+    leader heard, too few members), or None.
+    """
+    assignment = state.assignment
+    if node.state is NodeState.COLD or assignment is None or engine is None:
+        return None
+    if assignment.epoch > node.epoch:
+        return _new_epoch(assignment, me, engine)
+    if node.state is NodeState.LOADING:
+        return _while_loading(node, state, me, rejections_seen)
+    if node.state is NodeState.READY and state.is_active and problem is None:
+        return PipelineComplete(node.epoch) if state.active_epoch == node.epoch else None
+    if node.state is NodeState.OPERATIONAL:
+        if problem is not None:
+            return QuorumLost(problem)
+        if not state.is_active:
+            return QuorumLost("a stage of the pipeline is gone; a new plan is being made")
+    return None
+
+
+def _new_epoch(assignment: Assignment, me: NodeId, engine: str) -> Event | None:
+    stage = assignment.stage_of(me)
+    if stage is None:
+        return Unassigned(assignment.epoch)
+    if stage.engine != engine:
+        return None
+    return LayersAssigned(assignment.epoch, stage.layers.start, stage.layers.stop)
+
+
+def _while_loading(
+    node: Node, state: ClusterState, me: NodeId, rejections_seen: int
+) -> Event | None:
+    rejection = state.rejections.get(me)
+    if rejection is not None and rejection.count > rejections_seen:
+        return LayersRejected(node.epoch, rejection.reason)
+    if state.validated_epoch == node.epoch and me in state.digests:
+        return LayersVerified(node.epoch)
+    return None

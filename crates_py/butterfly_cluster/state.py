@@ -1,0 +1,146 @@
+"""What a quorum has agreed: the one replicated state, frozen.
+
+``apply`` is its only way to change. Nothing per token, per heartbeat or per progress tick is
+in here. Everything about an assignment belongs to its epoch; a new epoch starts it afresh.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic import TypeAdapter
+
+from butterfly_core.address import Address
+from butterfly_core.hardware import Capacity
+from butterfly_core.ids import NodeId
+from butterfly_core.layers import LayerRange
+from butterfly_core.model import ModelSpec
+
+Role = Literal["worker", "coordinator"]
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One node of the cluster. ``engine`` names the run of its engine process that the
+    capacity was measured in; None while no engine runs."""
+
+    node_id: NodeId
+    address: Address
+    http_address: Address
+    role: Role
+    version: str
+    carries_layers: bool = True
+    alive: bool = True
+    engine: str | None = None
+    capacity: Capacity | None = None
+    joined_index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AssignedStage:
+    """Contiguous layers given to one run of one node's engine."""
+
+    node_id: NodeId
+    engine: str
+    layers: LayerRange
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """One placement of all layers, in pipeline order; the first stage is the head.
+
+    ``model`` is the ``ModelSpec.identity`` of the weights it is for. ``considered`` are the engines that the plan knew of, so that a machine that was left out
+    on purpose does not cause another plan.
+    """
+
+    epoch: int
+    stages: tuple[AssignedStage, ...]
+    kv_tokens: int
+    model: str
+    considered: tuple[str, ...] = ()
+
+    def stage_of(self, node_id: NodeId) -> AssignedStage | None:
+        return next((stage for stage in self.stages if stage.node_id == node_id), None)
+
+    @property
+    def head(self) -> NodeId:
+        return self.stages[0].node_id
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What kept a node from holding its layers, for a person to read."""
+
+    node_id: NodeId
+    message: str
+    code: str = "load_failed"
+    file: str | None = None
+    tensor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Digests that were not accepted; ``count`` rises with each time in this epoch."""
+
+    reason: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterState:
+    """Everything committed. ``index`` is the log index it was read at."""
+
+    members: Mapping[NodeId, Member] = field(default_factory=dict)
+    model: ModelSpec | None = None
+    part_digests: Mapping[str, str] = field(default_factory=dict)
+    pinned_root: str | None = None
+    assignment: Assignment | None = None
+    plan_problem: str | None = None
+    digests: Mapping[NodeId, Mapping[str, str]] = field(default_factory=dict)
+    rejections: Mapping[NodeId, Rejection] = field(default_factory=dict)
+    failures: Mapping[NodeId, Failure] = field(default_factory=dict)
+    validated_epoch: int = 0
+    validated_root: str | None = None
+    active_epoch: int = 0
+    broken_epoch: int = 0
+    index: int = 0
+
+    @property
+    def epoch(self) -> int:
+        return self.assignment.epoch if self.assignment else 0
+
+    @property
+    def live(self) -> tuple[Member, ...]:
+        """Members that are up, oldest first."""
+        up = (member for member in self.members.values() if member.alive)
+        return tuple(sorted(up, key=lambda member: (member.joined_index, member.node_id)))
+
+    @property
+    def is_intact(self) -> bool:
+        """True when every stage lives in the engine it was given to, and the links hold."""
+        if self.assignment is None or self.broken_epoch == self.epoch:
+            return False
+        return all(
+            (member := self.members.get(stage.node_id)) is not None
+            and member.alive
+            and member.engine == stage.engine
+            for stage in self.assignment.stages
+        )
+
+    @property
+    def is_active(self) -> bool:
+        """True when the present assignment is proven, warmed up and unbroken."""
+        return 0 < self.active_epoch == self.epoch and self.is_intact
+
+
+_ADAPTER = TypeAdapter(ClusterState)
+
+
+def encode_state(state: ClusterState) -> bytes:
+    """JSON for a snapshot."""
+    return _ADAPTER.dump_json(state)
+
+
+def decode_state(data: bytes) -> ClusterState:
+    """The state of a snapshot. Raises pydantic.ValidationError for anything else."""
+    return _ADAPTER.validate_json(data)
