@@ -1,0 +1,1 @@
+"""What ``diagnose`` looks at: one file per subject, each look returns findings."""
