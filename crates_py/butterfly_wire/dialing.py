@@ -1,0 +1,116 @@
+"""From an address to a connection whose peer is proved and has said hello."""
+
+import asyncio
+import ssl
+from typing import Protocol
+
+from butterfly_core.address import Address
+from butterfly_core.errors import Unreachable
+from butterfly_core.ids import NodeId
+from butterfly_wire.acceptor import greet
+from butterfly_wire.channel import Channel
+from butterfly_wire.connection import Connection, tls_reason
+from butterfly_wire.identity import SERVER_NAME, TlsIdentity, node_id_of
+from butterfly_wire.limits import DEFAULT_LIMITS, WireLimits
+from butterfly_wire.protocol import PROTOCOL_VERSION, Hello
+
+
+class Dialer(Protocol):
+    """Makes connections; over sockets, or in memory."""
+
+    limits: WireLimits
+
+    async def dial(
+        self, address: Address, purpose: str, *, expect: NodeId | None, timeout_seconds: float
+    ) -> tuple[Connection, NodeId]:
+        """A connection that has begun, and who is at its other end."""
+        ...
+
+
+class TlsDialer:
+    """Dials over TCP and TLS."""
+
+    def __init__(
+        self, identity: TlsIdentity, cluster_name: str, node_id: NodeId, limits: WireLimits
+    ) -> None:
+        self.limits = limits
+        self._identity = identity
+        self._cluster_name = cluster_name
+        self._node_id = node_id
+
+    async def dial(
+        self, address: Address, purpose: str, *, expect: NodeId | None, timeout_seconds: float
+    ) -> tuple[Connection, NodeId]:
+        """Raises Unreachable, NotAuthenticated, Refused, ProtocolViolation."""
+        connection = Connection(str(address), self.limits)
+        hello = Hello(PROTOCOL_VERSION, self._cluster_name, self._node_id, purpose)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                proved = await self._connect(connection, address)
+                await greet(connection, hello, proved, expect)
+        except TimeoutError as error:
+            connection.abort(Unreachable(f"{address}: no answer in {timeout_seconds} s"))
+            raise Unreachable(
+                f"no connection to {address} within {timeout_seconds} s; is a node listening "
+                "there, and may this machine reach the port?"
+            ) from error
+        except OSError as error:
+            connection.abort(Unreachable(str(error)))
+            raise tls_reason(error, str(address)) or Unreachable(
+                f"no connection to {address}: {error}"
+            ) from error
+        except BaseException:
+            connection.abort(Unreachable(f"{address}: given up"))
+            raise
+        return connection, proved
+
+    async def _connect(self, connection: Connection, address: Address) -> NodeId:
+        await asyncio.get_running_loop().create_connection(
+            lambda: connection,
+            address.host,
+            address.port,
+            ssl=self._identity.client_context(),
+            server_hostname=SERVER_NAME,
+            ssl_handshake_timeout=self.limits.handshake_timeout_seconds,
+            ssl_shutdown_timeout=self.limits.close_timeout_seconds,
+        )
+        return peer_of(connection.transport)
+
+
+def peer_of(transport: asyncio.Transport) -> NodeId:
+    """Who the certificate on a TLS transport names. Raises NotAuthenticated."""
+    tls: ssl.SSLObject = transport.get_extra_info("ssl_object")
+    return node_id_of(tls.getpeercert())
+
+
+async def dial_channel(
+    address: Address,
+    purpose: str,
+    identity: TlsIdentity,
+    *,
+    cluster_name: str,
+    node_id: NodeId,
+    expect: NodeId | None,
+    timeout_seconds: float,
+    limits: WireLimits = DEFAULT_LIMITS,
+) -> Channel:
+    """Open a channel. Raises Unreachable, NotAuthenticated, Refused."""
+    dialer = TlsDialer(identity, cluster_name, node_id, limits)
+    return await open_channel(
+        dialer, address, purpose, expect=expect, timeout_seconds=timeout_seconds
+    )
+
+
+async def open_channel(
+    dialer: Dialer,
+    address: Address,
+    purpose: str,
+    *,
+    expect: NodeId | None,
+    timeout_seconds: float,
+) -> Channel:
+    """The same with any dialer."""
+    connection, peer_id = await dialer.dial(
+        address, purpose, expect=expect, timeout_seconds=timeout_seconds
+    )
+    return Channel(connection, peer_id)
