@@ -1,0 +1,117 @@
+"""The files of the tensor cache: ``tensors/ab/abcd…`` and ``revisions/KEY``."""
+
+import os
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+_STEP_BYTES = 4 << 20
+_PINS_BYTES_MAX = 256 << 20
+_NAME = re.compile(r"[0-9a-f]{64}(\.[0-9a-f]{8}\.part)?")
+_PIN = re.compile(r"([0-9a-f]{64}) (.{1,1024})")
+
+
+def tensor_path(directory: Path, digest: bytes) -> Path:
+    name = digest.hex()
+    return directory / "tensors" / name[:2] / name
+
+
+def pins_path(directory: Path, key: str) -> Path:
+    return directory / "revisions" / key
+
+
+class CachedFile:
+    """An entry that is read; every failure only means that there is nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = -1
+        with suppress(OSError):
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with suppress(OSError):  # a folder that is only readable keeps no order of use
+            os.utime(path)
+
+    def read_into(self, offset: int, view: memoryview) -> bool:
+        """Fill the view; False when the file does not have those bytes."""
+        done = 0
+        while done < view.nbytes:
+            try:
+                count = os.preadv(self._descriptor, [view[done:]], offset + done)
+            except OSError:
+                return False
+            if not count:
+                return False
+            done += count
+        return True
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+
+
+def write_tensor(directory: Path, digest: bytes, data: memoryview) -> None:
+    """Whole or not at all, also when the machine loses power. Raises OSError."""
+    path = tensor_path(directory, digest)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with part.open("xb", buffering=0) as file:
+            for start in range(0, data.nbytes, _STEP_BYTES):
+                _write_all(file.fileno(), data[start : start + _STEP_BYTES])
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
+
+
+def _write_all(descriptor: int, view: memoryview) -> None:
+    while view.nbytes:
+        view = view[os.write(descriptor, view) :]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEntry:
+    """One file of the cache; ``used_at`` in seconds since 1970."""
+
+    path: Path
+    nbytes: int
+    used_at: float
+
+
+def entries_in(directory: Path) -> Iterator[CacheEntry]:
+    """All tensors of a cache, and what writing left half done."""
+    for path in (directory / "tensors").glob("??/*"):
+        if _NAME.fullmatch(path.name):
+            with suppress(OSError):
+                status = path.lstat()
+                yield CacheEntry(path, status.st_size, status.st_mtime)
+
+
+def read_pins(path: Path) -> Mapping[str, bytes]:
+    """Name → digest; lines that make no sense are left out, the last one of a name counts."""
+    try:
+        if path.stat().st_size > _PINS_BYTES_MAX:
+            return {}
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        return {}
+    found = (_PIN.fullmatch(line) for line in lines)
+    return {match[2]: bytes.fromhex(match[1]) for match in found if match}
+
+
+def clear(directory: Path) -> int:
+    """Remove all entries of a cache, also one in use; returns the bytes freed.
+
+    A process that has the cache open goes on: what it misses it fetches again. Raises OSError.
+    """
+    freed = 0
+    for path in (directory / "revisions").glob("*"):
+        path.unlink(missing_ok=True)
+    for entry in list(entries_in(directory)):
+        entry.path.unlink(missing_ok=True)
+        freed += entry.nbytes
+    return freed

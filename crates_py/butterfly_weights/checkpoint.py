@@ -1,0 +1,274 @@
+"""Opening a model: its small files, the headers of its shards and its manifest, all checked
+before anything is allocated."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from blake3 import blake3
+
+from butterfly_core.errors import ModelError
+from butterfly_weights.errors import AccessDenied, BytesMismatch, NotFound
+from butterfly_weights.manifest import (
+    MANIFEST_BYTES_MAX,
+    MANIFEST_NAME,
+    Manifest,
+    parse_manifest,
+)
+from butterfly_weights.merkle import file_digest
+from butterfly_weights.safetensors_header import (
+    LENGTH_BYTES,
+    header_length,
+    parse_header,
+    parse_json_object,
+)
+from butterfly_weights.source import ObjectInfo, RangeReader, Source, safe_name
+from butterfly_weights.tensors import TensorInfo
+
+CONFIG_NAME = "config.json"
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+SMALL_FILES = {
+    CONFIG_NAME: 4 << 20,
+    "generation_config.json": 1 << 20,
+    "tokenizer.json": 128 << 20,
+    "tokenizer_config.json": 16 << 20,
+    "tokenizer.model": 64 << 20,
+    "special_tokens_map.json": 4 << 20,
+    "added_tokens.json": 16 << 20,
+    "vocab.json": 64 << 20,
+    "merges.txt": 64 << 20,
+    "chat_template.jinja": 4 << 20,
+    "chat_template.json": 4 << 20,
+}
+"""Names that are read, and the bytes allowed for each."""
+_INDEX_BYTES_MAX = 64 << 20
+_SHARDS_MAX = 10_000
+_FETCHES_MAX = 4
+_READERS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model as its source describes it; nothing of its weights has been read.
+
+    ``tensors`` are sorted by name. ``objects`` are the shards. ``revision`` names this version of
+    the files and is the same on every machine: it covers small files, headers and sizes, and
+    the shards' ETags where they say something about content (S3). ``cache_key`` also covers where
+    the files are and their local versions.
+    """
+
+    config: Mapping[str, Any]
+    small_files: Mapping[str, bytes]
+    tensors: tuple[TensorInfo, ...]
+    objects: Mapping[str, ObjectInfo]
+    manifest: Manifest | None
+    revision: str
+    cache_key: str
+
+    def tensors_of(self, parts: Iterable[str]) -> tuple[TensorInfo, ...]:
+        """The tensors of some parts, in the order of the parts, then by place in their shards."""
+        rank = {part: number for number, part in enumerate(parts)}
+        own = [tensor for tensor in self.tensors if tensor.part in rank]
+        return tuple(sorted(own, key=lambda t: (rank[t.part], t.shard, t.offset)))
+
+
+def read_checkpoint(source: Source) -> Checkpoint:
+    """Open the model of a source. Blocks. Raises ModelError, SourceError, VerificationFailed."""
+    listed = source.entries()
+    present = _presence(source, listed)
+    if not present(CONFIG_NAME):
+        raise ModelError(f"{source.describe()} has no {CONFIG_NAME}: is this a model's folder?")
+    manifest = _read_manifest(source) if present(MANIFEST_NAME) else None
+    small_files = _read_small_files(source, present, manifest)
+    config = parse_json_object(small_files[CONFIG_NAME], CONFIG_NAME)
+    weight_map = _read_index(source) if present(INDEX_NAME) else None
+    if weight_map is None and not present(SINGLE_NAME):
+        raise ModelError(
+            f"{source.describe()} has neither {INDEX_NAME} nor {SINGLE_NAME}: only safetensors "
+            "checkpoints can be loaded"
+        )
+    shards = sorted(set(weight_map.values())) if weight_map is not None else [SINGLE_NAME]
+    objects = {name: _info(source, listed, name) for name in shards}
+    headers = _read_headers(source, list(objects.values()))
+    tensors = _merge(headers, weight_map)
+    if manifest:
+        _refuse_other_manifest(manifest, tensors)
+    return Checkpoint(
+        config=config,
+        small_files=small_files,
+        tensors=tensors,
+        objects=objects,
+        manifest=manifest,
+        revision=_revision(small_files, tensors, objects, etags=source.etag_names_content),
+        cache_key=_revision(
+            {"source": source.describe().encode(), **small_files}, tensors, objects, etags=True
+        ),
+    )
+
+
+def read_header(reader: RangeReader, info: ObjectInfo) -> tuple[TensorInfo, ...]:
+    """The tensors of one shard, reading not a byte more. Raises ModelError, SourceError."""
+    if info.size < LENGTH_BYTES + 2:
+        raise ModelError(f"{info.name} has {info.size} bytes: no safetensors file is so small")
+    first = bytearray(LENGTH_BYTES)
+    reader.read_into(info, 0, [memoryview(first)], _ignore)
+    header = bytearray(header_length(bytes(first), info.name, info.size))
+    reader.read_into(info, LENGTH_BYTES, [memoryview(header)], _ignore)
+    return parse_header(bytes(header), info.name, info.size)
+
+
+def _ignore(_count: int) -> None:
+    """Headers are not part of a load's progress."""
+
+
+def _presence(source: Source, listed: Mapping[str, ObjectInfo] | None) -> Callable[[str], bool]:
+    if listed is not None:
+        return listed.__contains__
+
+    def probe(name: str) -> bool:
+        try:
+            return source.exists(name)
+        except AccessDenied:
+            # Who may not list a bucket is told 403 for an object that is missing, too.
+            if name == CONFIG_NAME:
+                raise
+            return False
+
+    return probe
+
+
+def _info(source: Source, listed: Mapping[str, ObjectInfo] | None, name: str) -> ObjectInfo:
+    if listed is None:
+        return source.stat(name)
+    if name not in listed:
+        raise ModelError(f"{source.describe()} lacks the shard {name} that {INDEX_NAME} names")
+    return listed[name]
+
+
+def _read_manifest(source: Source) -> Manifest:
+    for fetch in range(1, _FETCHES_MAX + 1):
+        try:
+            return parse_manifest(source.read_small(MANIFEST_NAME, bytes_max=MANIFEST_BYTES_MAX))
+        except ModelError:
+            # It proves itself, so a bit flipped on the way shows here and is worth another try.
+            if fetch == _FETCHES_MAX:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _read_small_files(
+    source: Source, present: Callable[[str], bool], manifest: Manifest | None
+) -> dict[str, bytes]:
+    names = [name for name in SMALL_FILES if present(name)]
+    if manifest is None:
+        return {name: source.read_small(name, bytes_max=SMALL_FILES[name]) for name in names}
+    if set(names) != set(manifest.files):
+        odd = sorted(set(names) ^ set(manifest.files))
+        raise ModelError(
+            f"{MANIFEST_NAME} and the folder differ in {', '.join(odd)}: restore the files, or "
+            "make the manifest again"
+        )
+    return {name: _read_proven(source, name, manifest.files[name]) for name in names}
+
+
+def _read_proven(source: Source, name: str, expected: bytes) -> bytes:
+    seen = content = b""
+    for _ in range(_FETCHES_MAX):
+        content = source.read_small(name, bytes_max=SMALL_FILES[name])
+        seen = file_digest(name, content)
+        if seen == expected:
+            return content
+    raise BytesMismatch(
+        object_name=name,
+        tensor="",
+        start=0,
+        stop=len(content),
+        expected=expected.hex(),
+        seen=seen.hex(),
+        fetches=_FETCHES_MAX,
+    )
+
+
+def _read_index(source: Source) -> dict[str, str]:
+    raw = source.read_small(INDEX_NAME, bytes_max=_INDEX_BYTES_MAX)
+    weight_map = parse_json_object(raw, INDEX_NAME).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelError(f"{INDEX_NAME} has no weight_map")
+    for tensor, shard in weight_map.items():
+        if not isinstance(shard, str):
+            raise ModelError(f"{INDEX_NAME}: the shard of {tensor!r} is not a name")
+        try:
+            safe_name(shard)
+        except ModelError as error:
+            raise ModelError(f"{INDEX_NAME}: shard of tensor {tensor!r}: {error}") from None
+    if len(set(weight_map.values())) > _SHARDS_MAX:
+        raise ModelError(f"{INDEX_NAME} names more than {_SHARDS_MAX} shards")
+    return weight_map
+
+
+def _read_headers(source: Source, infos: Sequence[ObjectInfo]) -> list[tuple[TensorInfo, ...]]:
+    def read(info: ObjectInfo) -> tuple[TensorInfo, ...]:
+        reader = source.reader()
+        try:
+            return read_header(reader, info)
+        except NotFound as error:
+            raise ModelError(f"the shard {info.name} is missing: {error}") from error
+        finally:
+            reader.close()
+            reader.reset()
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(read, infos))
+
+
+def _merge(
+    headers: Iterable[tuple[TensorInfo, ...]], weight_map: Mapping[str, str] | None
+) -> tuple[TensorInfo, ...]:
+    found: dict[str, TensorInfo] = {}
+    for tensor in (tensor for header in headers for tensor in header):
+        if tensor.name in found:
+            raise ModelError(
+                f"tensor {tensor.name!r} is in {found[tensor.name].shard} and in {tensor.shard}"
+            )
+        found[tensor.name] = tensor
+    for name, shard in (weight_map or {}).items():
+        if name not in found or found[name].shard != shard:
+            raise ModelError(f"{INDEX_NAME}: tensor {name!r} is not in {shard}")
+    if weight_map is not None and len(found) != len(weight_map):
+        extra = sorted(set(found) - set(weight_map))[:3]
+        raise ModelError(f"{INDEX_NAME} does not name the tensors {', '.join(extra)}")
+    if not found:
+        raise ModelError("the checkpoint has no tensors")
+    return tuple(found[name] for name in sorted(found))
+
+
+def _refuse_other_manifest(manifest: Manifest, tensors: Sequence[TensorInfo]) -> None:
+    described = {t.name: (t.dtype, t.shape) for t in tensors}
+    promised = {n: (e.info.dtype, e.info.shape) for n, e in manifest.tensors.items()}
+    if described != promised:
+        odd = sorted(
+            n for n in described.keys() | promised.keys() if described.get(n) != promised.get(n)
+        )
+        raise ModelError(
+            f"{MANIFEST_NAME} is of another checkpoint: {len(odd)} tensors differ, as {odd[0]!r}; "
+            "make it again: butterfly-admin manifest create"
+        )
+
+
+def _revision(
+    small_files: Mapping[str, bytes],
+    tensors: Sequence[TensorInfo],
+    objects: Mapping[str, ObjectInfo],
+    *,
+    etags: bool,
+) -> str:
+    """32 hexadecimal digits."""
+    hasher = blake3(derive_key_context="butterfly weights 2026 v1: revision")
+    shards = [(o.name, o.size, o.etag if etags else "") for _, o in sorted(objects.items())]
+    hasher.update(repr(shards).encode())
+    for name, content in sorted(small_files.items()):
+        hasher.update(repr((name, len(content))).encode() + content)
+    hasher.update(repr([(t.name, t.dtype, t.shape, t.shard, t.offset) for t in tensors]).encode())
+    return hasher.hexdigest()[:32]

@@ -1,0 +1,109 @@
+"""One HTTP connection that is kept alive, and dropped at any doubt."""
+
+import http.client
+import os
+import socket
+import ssl
+import urllib.request
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
+
+from butterfly_core.errors import ConfigError
+from butterfly_weights.errors import TransientFailure
+from butterfly_weights.source import SourceOptions
+
+_BROKEN = (OSError, http.client.HTTPException)
+
+
+@lru_cache(maxsize=8)
+def _tls_context(ca_file: str | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except OSError as error:
+        raise ConfigError(f"CA file {ca_file}: {error}") from error
+
+
+def tls_context(ca_file: Path | None) -> ssl.SSLContext:
+    """Checks certificates and names; trusts ``ca_file``, AWS_CA_BUNDLE or the system."""
+    chosen = str(ca_file) if ca_file else os.environ.get("AWS_CA_BUNDLE") or None
+    return _tls_context(chosen)
+
+
+def proxy_for(url: SplitResult, options: SourceOptions) -> SplitResult | None:
+    """The proxy to use: the configured one, else the environment's (NO_PROXY honoured)."""
+    if options.proxy_url:
+        return urlsplit(options.proxy_url)
+    if not url.hostname or urllib.request.proxy_bypass(url.hostname):
+        return None
+    found = urllib.request.getproxies().get(url.scheme)
+    return urlsplit(found) if found else None
+
+
+class HttpConnection:
+    """Requests to one host, one at a time. The body of a response must be read whole, or the
+    connection dropped, before the next."""
+
+    def __init__(self, base_url: str, options: SourceOptions) -> None:
+        self._base = urlsplit(base_url)
+        self._options = options
+        self._connection: http.client.HTTPConnection | None = None
+
+    def get(self, method: str, url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
+        """Send a request without a body and read the response's head.
+
+        Raises TransientFailure; the connection is then dropped.
+        """
+        try:
+            connection = self._connection or self._connect()
+            target = url if self._speaks_to_proxy else urlsplit(url)._replace(scheme="", netloc="")
+            address = target if isinstance(target, str) else target.geturl()
+            connection.request(method, address, headers=dict(headers))
+            return connection.getresponse()
+        except _BROKEN as error:
+            self.drop()
+            raise TransientFailure(f"{method} {url}: {told(error)}") from error
+
+    def drop(self) -> None:
+        """Close; the next request connects anew."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+    def interrupt(self) -> None:
+        """From another thread: whoever is blocked on this connection gets an error."""
+        connection = self._connection
+        if connection is not None and connection.sock is not None:
+            with suppress(OSError):
+                connection.sock.shutdown(socket.SHUT_RDWR)
+
+    @property
+    def _speaks_to_proxy(self) -> bool:
+        return self._base.scheme == "http" and proxy_for(self._base, self._options) is not None
+
+    def _connect(self) -> http.client.HTTPConnection:
+        host, port = self._base.hostname or "", self._base.port
+        proxy = proxy_for(self._base, self._options)
+        through = (proxy.hostname or "", proxy.port or 80) if proxy else (host, port)
+        seconds = self._options.connect_timeout_seconds
+        connection: http.client.HTTPConnection
+        if self._base.scheme == "https":
+            context = tls_context(self._options.ca_file)
+            connection = http.client.HTTPSConnection(*through, timeout=seconds, context=context)
+            if proxy:
+                connection.set_tunnel(host, port or 443)
+        else:
+            connection = http.client.HTTPConnection(*through, timeout=seconds)
+        connection.connect()
+        connection.sock.settimeout(self._options.stall_timeout_seconds)
+        self._connection = connection
+        return connection
+
+
+def told(error: BaseException) -> str:
+    """An exception for people: some have no text of their own."""
+    if isinstance(error, TimeoutError):
+        return "no byte came in time"
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,217 @@
+"""Byte ranges over HTTP, straight into the final buffer."""
+
+import http.client
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from butterfly_core.errors import SourceError
+from butterfly_weights.errors import TransientFailure
+from butterfly_weights.http_answers import (
+    ERROR_BODY_BYTES_MAX,
+    Refusal,
+    changed,
+    check_range,
+    check_whole,
+    error_of,
+    out_of_range,
+    plain_etag,
+    read_refusal,
+)
+from butterfly_weights.http_connection import HttpConnection, told
+from butterfly_weights.retrying import Pace, Tries
+from butterfly_weights.source import ObjectInfo, OnBytes, SourceOptions
+
+_STEP_BYTES = 1 << 20
+_BROKEN = (OSError, http.client.HTTPException)
+
+
+class Signing(Protocol):
+    """What makes a request acceptable to the server."""
+
+    @property
+    def who(self) -> str: ...
+    def headers(self, method: str, url: str, headers: Mapping[str, str]) -> dict[str, str]: ...
+    def refresh(self) -> bool: ...
+
+
+class HttpFolder(Protocol):
+    """The source that a reader belongs to."""
+
+    @property
+    def base_url(self) -> str: ...
+    @property
+    def signer(self) -> Signing: ...
+    @property
+    def pace(self) -> Pace: ...
+    @property
+    def options(self) -> SourceOptions: ...
+    def url(self, name: str) -> str: ...
+
+
+class _Cursor:
+    """Views that fill up one after the other."""
+
+    def __init__(self, views: Sequence[memoryview]) -> None:
+        self._views = [view for view in views if view.nbytes]
+        self._index, self._within = 0, 0
+        self.done, self.total = 0, sum(view.nbytes for view in self._views)
+
+    def rest(self) -> memoryview:
+        return self._views[self._index][self._within : self._within + _STEP_BYTES]
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        self._within += count
+        if self._within == self._views[self._index].nbytes:
+            self._index, self._within = self._index + 1, 0
+
+
+class HttpReader:
+    """One connection to an S3 server, used by one thread."""
+
+    def __init__(self, folder: HttpFolder) -> None:
+        self._folder = folder
+        self._connection = HttpConnection(folder.base_url, folder.options)
+        self._closed = threading.Event()
+
+    def read_into(
+        self, info: ObjectInfo, offset: int, views: Sequence[memoryview], on_bytes: OnBytes
+    ) -> None:
+        cursor = _Cursor(views)
+        tries = self._tries()
+        while cursor.done < cursor.total:
+            try:
+                with self._folder.pace.slot():
+                    self._read_some(info, offset + cursor.done, cursor, on_bytes)
+                self._folder.pace.went_well()
+            except TransientFailure as failure:
+                self._hold_back(failure)
+                place = f"{cursor.done} of {cursor.total} bytes from byte {offset} had come"
+                tries.failed(failure, place)
+
+    def stat(self, name: str) -> ObjectInfo:
+        """Size and ETag, by HEAD. Raises NotFound, SourceError."""
+        tries = self._tries()
+        while True:
+            try:
+                response = self._request("HEAD", name, {})
+                response.read()
+                size = check_whole(_lower(response), name, bytes_max=1 << 62)
+                return ObjectInfo(name, size, plain_etag(response.headers.get("etag", "")))
+            except TransientFailure as failure:
+                self._hold_back(failure)
+                tries.failed(failure, "no answer")
+
+    def read_whole(self, name: str, *, bytes_max: int) -> bytes:
+        """A small object. Raises NotFound, ModelError when larger than that, SourceError."""
+        tries = self._tries()
+        while True:
+            try:
+                return self._read_whole(name, bytes_max)
+            except TransientFailure as failure:
+                self._hold_back(failure)
+                tries.failed(failure, "none of it came whole")
+
+    def reset(self) -> None:
+        self._connection.drop()
+
+    def close(self) -> None:
+        self._closed.set()
+        self._connection.interrupt()
+
+    def _tries(self) -> Tries:
+        return Tries(self._folder.options, self._closed.wait)
+
+    def _hold_back(self, failure: TransientFailure) -> None:
+        self._connection.drop()
+        if failure.slow_down:
+            self._folder.pace.slow_down()
+
+    def _read_some(self, info: ObjectInfo, offset: int, cursor: _Cursor, on_bytes: OnBytes) -> None:
+        count = cursor.total - cursor.done
+        headers = {"Range": f"bytes={offset}-{offset + count - 1}"}
+        if info.etag:
+            headers["If-Match"] = f'"{info.etag}"'
+        response = self._request("GET", info.name, headers, info=info, offset=offset)
+        try:
+            check_range(response.status, _lower(response), info, offset, count)
+            while cursor.done < cursor.total:
+                landed = _receive(response, cursor.rest(), info.name)
+                cursor.advance(landed)
+                on_bytes(landed)
+        except BaseException:
+            self._connection.drop()  # the rest of the body must not be read as an answer
+            raise
+        _finish(response)
+
+    def _read_whole(self, name: str, bytes_max: int) -> bytes:
+        response = self._request("GET", name, {})
+        try:
+            size = check_whole(_lower(response), name, bytes_max=bytes_max)
+            content = bytearray(size)
+            done = 0
+            while done < size:
+                done += _receive(response, memoryview(content)[done:], name)
+        except BaseException:
+            self._connection.drop()
+            raise
+        _finish(response)
+        return bytes(content)
+
+    def _request(
+        self,
+        method: str,
+        name: str,
+        headers: Mapping[str, str],
+        *,
+        info: ObjectInfo | None = None,
+        offset: int = 0,
+    ) -> http.client.HTTPResponse:
+        """The response to a request that was granted; else the error that it means."""
+        url, signer = self._folder.url(name), self._folder.signer
+        for may_refresh in (True, False):
+            response = self._connection.get(method, url, signer.headers(method, url, headers))
+            if response.status in (200, 206):
+                return response
+            refusal = self._refusal(response)
+            if not (refusal.credentials_expired and may_refresh and signer.refresh()):
+                break
+        if info and refusal.status == 412:
+            raise changed(info, "has another ETag (412)")
+        if info and refusal.status == 416:
+            raise out_of_range(refusal.headers, info, offset)
+        raise error_of(refusal, f"{name} ({method} {url})", who=signer.who)
+
+    def _refusal(self, response: http.client.HTTPResponse) -> Refusal:
+        try:
+            body = response.read(ERROR_BODY_BYTES_MAX)
+        except _BROKEN:
+            body = b""
+        self._connection.drop()
+        return read_refusal(response.status, _lower(response), body)
+
+
+def _lower(response: http.client.HTTPResponse) -> dict[str, str]:
+    return {name.lower(): value for name, value in response.headers.items()}
+
+
+def _receive(response: http.client.HTTPResponse, view: memoryview, name: str) -> int:
+    """At least one byte of the body. Reads below HTTPResponse.readinto, which would wait for
+    the whole view and, when the connection breaks, not say how much of it had come."""
+    try:
+        count = response.fp.readinto1(view)
+    except _BROKEN as error:
+        raise TransientFailure(f"{name}: {told(error)}") from error
+    if not count:
+        raise TransientFailure(f"{name}: the server closed the connection in the middle")
+    return count
+
+
+def _finish(response: http.client.HTTPResponse) -> None:
+    """Tell http.client that the body was read, so that the connection can be used again."""
+    response.length = 0
+    try:
+        response.read()
+    except _BROKEN as error:
+        raise SourceError(f"the end of a response: {told(error)}") from error

@@ -1,0 +1,240 @@
+"""A stage's weights into memory: from the cache where it has them, else from the source, every
+leaf proven against the manifest, or digests computed where there is none."""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from butterfly_core.errors import InvalidValue
+from butterfly_core.layers import all_parts
+from butterfly_weights.arena import Arena
+from butterfly_weights.cache import TensorCache
+from butterfly_weights.checkpoint import Checkpoint, read_header
+from butterfly_weights.crew import work_off
+from butterfly_weights.errors import LoadCancelled, SourceChanged
+from butterfly_weights.fetching import ChangedShards, PieceFetcher
+from butterfly_weights.from_cache import CachedTensor, CacheFetcher
+from butterfly_weights.ledger import Ledger
+from butterfly_weights.manifest import TensorEntry, part_digests
+from butterfly_weights.progress import LoadProgress, ProgressCounter
+from butterfly_weights.select import GAP_BYTES_MAX, GAP_SHARE_MAX, PIECE_BYTES_MAX, plan_pieces
+from butterfly_weights.source import ObjectInfo, Source
+from butterfly_weights.spec import layer_count_of
+from butterfly_weights.tensors import TensorInfo
+
+
+@dataclass(frozen=True, slots=True)
+class LoaderOptions:
+    """At most ``readers`` pieces of ``piece_bytes_max`` are in flight; they need no memory
+    beyond the tensors themselves (and ``gap_bytes_max`` each)."""
+
+    readers: int = 8
+    piece_bytes_max: int = PIECE_BYTES_MAX
+    gap_bytes_max: int = GAP_BYTES_MAX
+    gap_share_max: float = GAP_SHARE_MAX
+    leaf_refetches_max: int = 3
+    poll_seconds: float = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedTensor:
+    """``data``: the tensor's bytes, writable, 64-byte aligned, alive as long as the view."""
+
+    info: TensorInfo
+    data: memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class LoadResult:
+    """``healed`` names leaves that were wrong once; ``events`` tells of damaged cache files and
+    restarted shards, for people."""
+
+    tensors: Mapping[str, LoadedTensor]
+    part_digests: Mapping[str, str]
+    bytes_from_source: int
+    bytes_from_cache: int
+    healed: tuple[str, ...] = ()
+    events: tuple[str, ...] = ()
+
+
+class Loader:
+    """Loads parts of one checkpoint; may be used again, also after a failure."""
+
+    def __init__(
+        self,
+        source: Source,
+        checkpoint: Checkpoint,
+        *,
+        cache: TensorCache | None = None,
+        options: LoaderOptions | None = None,
+    ) -> None:
+        self._source, self._checkpoint, self._cache = source, checkpoint, cache
+        self._options = options or LoaderOptions()
+
+    def load(
+        self,
+        parts: Sequence[str],
+        *,
+        on_progress: Callable[[LoadProgress], None] = lambda _: None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> LoadResult:
+        """Bring all tensors of the parts into memory. Blocks; both callbacks run in this thread.
+
+        Raises VerificationFailed (BytesMismatch), SourceError, NoMemory, LoadCancelled,
+        InvalidValue for an unknown part.
+        """
+        known = all_parts(layer_count_of(self._checkpoint.config))
+        if unknown := sorted(set(parts) - set(known)):
+            raise InvalidValue(f"the model has no part {', '.join(unknown)}")
+        own = (self._source, self._checkpoint, self._cache, self._options)
+        return _Load(*own, parts, on_progress, cancelled).run()
+
+
+class _Load:
+    """One call of ``Loader.load``; nothing of it outlives the call but the result."""
+
+    def __init__(
+        self,
+        source: Source,
+        checkpoint: Checkpoint,
+        cache: TensorCache | None,
+        options: LoaderOptions,
+        parts: Sequence[str],
+        on_progress: Callable[[LoadProgress], None],
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self._source, self._checkpoint, self._cache = source, checkpoint, cache
+        self._options, self._parts = options, parts
+        self._on_progress, self._cancelled = on_progress, cancelled
+        self._tensors = checkpoint.tensors_of(parts)
+        sizes = [tensor.nbytes for tensor in self._tensors]
+        self._blocks = Arena(sizes).blocks
+        self._progress = ProgressCounter(sum(sizes))
+        self._objects: dict[str, ObjectInfo] = dict(checkpoint.objects)
+        self._came_from_cache: set[int] = set()
+        self._events: list[str] = []
+        self._stop = threading.Event()
+        self._ledger = Ledger(
+            self._tensors, checkpoint.manifest, self._progress, self._offer_to_cache
+        )
+
+    def run(self) -> LoadResult:
+        self._read_cache()
+        restarted: set[str] = set()
+        missing = self._ledger.missing()
+        while missing:
+            changed = self._fetch(missing)
+            for shard, error in changed.items():
+                self._restart(shard, error, first=shard not in restarted)
+                restarted.add(shard)
+            missing = self._ledger.missing()
+        self._on_progress(self._progress.now())
+        return self._result()
+
+    def _result(self) -> LoadResult:
+        now = self._progress.now()
+        return LoadResult(
+            tensors={
+                tensor.name: LoadedTensor(tensor, block)
+                for tensor, block in zip(self._tensors, self._blocks, strict=True)
+            },
+            part_digests=part_digests(self._ledger.digests, self._parts),
+            bytes_from_source=now.bytes_from_source,
+            bytes_from_cache=now.bytes_from_cache,
+            healed=self._ledger.healed,
+            events=tuple(self._events),
+        )
+
+    def _read_cache(self) -> None:
+        if self._cache is None:
+            return
+        cache, digests = self._cache, self._known_digests()
+        tasks = [
+            CachedTensor(number, tensor, digests[tensor.name])
+            for number, tensor in enumerate(self._tensors)
+            if tensor.nbytes and tensor.name in digests
+            if cache.holds(digests[tensor.name], tensor.nbytes)
+        ]
+        self._came_from_cache = {task.number for task in tasks}
+        work_off(
+            tasks,
+            lambda: CacheFetcher(
+                cache, self._blocks, self._ledger, self._progress, self._drop_cached, self._stop
+            ),
+            workers_max=self._options.readers,
+            poll=self._poll,
+            poll_seconds=self._options.poll_seconds,
+        )
+
+    def _drop_cached(self, number: int, event: str) -> None:
+        self._came_from_cache.discard(number)
+        self._events.append(event)
+
+    def _known_digests(self) -> Mapping[str, bytes]:
+        """What each tensor must be: by the manifest, else as this very revision once was."""
+        manifest = self._checkpoint.manifest
+        if manifest is not None:
+            return {name: entry.digest for name, entry in manifest.tensors.items()}
+        return self._cache.pinned(self._checkpoint.cache_key) if self._cache else {}
+
+    def _offer_to_cache(self, number: int, entry: TensorEntry) -> None:
+        if self._cache is None or number in self._came_from_cache or not entry.info.nbytes:
+            return
+        pin = None if self._checkpoint.manifest else self._checkpoint.cache_key
+        self._cache.offer(entry.info.name, entry.digest, self._blocks[number], pin=pin)
+
+    def _fetch(self, missing: Sequence[int]) -> Mapping[str, SourceChanged]:
+        """Read tensors from the source. Returns the shards that were replaced meanwhile."""
+        changed = ChangedShards()
+        pieces = plan_pieces(
+            [self._tensors[number] for number in missing],
+            piece_bytes_max=self._options.piece_bytes_max,
+            gap_bytes_max=self._options.gap_bytes_max,
+            gap_share_max=self._options.gap_share_max,
+            numbers=missing,
+        )
+        work_off(
+            pieces,
+            lambda: PieceFetcher(
+                self._source.reader(),
+                self._objects,
+                self._blocks,
+                self._ledger,
+                self._progress,
+                changed,
+                refetches_max=self._options.leaf_refetches_max,
+                stopped=self._refuse_when_stopped,
+            ),
+            workers_max=self._options.readers,
+            poll=self._poll,
+            poll_seconds=self._options.poll_seconds,
+        )
+        return changed.take()
+
+    def _restart(self, shard: str, error: SourceChanged, *, first: bool) -> None:
+        """Go over to a replaced shard's new version, once, and only where a manifest can tell
+        whether it is the right one: without, other nodes may already hold the old version."""
+        if self._checkpoint.manifest is None or not first:
+            raise error
+        info = self._source.stat(shard)
+        reader = self._source.reader()
+        try:
+            now = read_header(reader, info)
+        finally:
+            reader.close()
+        before = [tensor for tensor in self._checkpoint.tensors if tensor.shard == shard]
+        if sorted(now, key=lambda tensor: tensor.name) != before:
+            raise error
+        self._objects[shard] = info
+        self._ledger.forget(shard)
+        self._events.append(f"{shard} was replaced while loading; started again with it")
+
+    def _poll(self) -> None:
+        self._on_progress(self._progress.now())
+        if self._cancelled():
+            self._stop.set()
+            raise LoadCancelled("the load was cancelled")
+
+    def _refuse_when_stopped(self) -> None:
+        if self._stop.is_set():
+            raise LoadCancelled("the load was cancelled")
