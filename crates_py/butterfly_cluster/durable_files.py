@@ -1,0 +1,71 @@
+"""Small files that survive a power cut, and a lock that keeps a second process out.
+
+A file is written beside its place, forced to the disk, renamed over the old one, and the
+directory is forced too: after a crash the reader finds the old content or the new one.
+"""
+
+import fcntl
+import os
+from pathlib import Path
+
+from butterfly_core.errors import ConfigError, StorageError
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Replace the file's content; on return it is on the disk. Raises StorageError."""
+    fresh = path.with_name(path.name + ".new")
+    try:
+        with fresh.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.rename(path)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {path}: {error.strerror or error}; free space or repair the disk"
+        ) from error
+
+
+def read_if_there(path: Path) -> bytes | None:
+    """Return the content, or None when there is no such file. Raises StorageError."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def sync_directory(directory: Path) -> None:
+    """Force new and renamed names in the directory to the disk. Raises OSError."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class FileLock:
+    """An exclusive lock on a file, held until ``close`` or the end of the process."""
+
+    def __init__(self, path: Path) -> None:
+        """Take the lock at once. Raises ConfigError when another holder has it."""
+        try:
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StorageError(f"cannot open {path}: {error.strerror or error}") from error
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._descriptor)
+            raise ConfigError(
+                f"{path.parent} is in use by another process; "
+                "stop it, or give this node a data_dir of its own"
+            ) from error
+
+    def close(self) -> None:
+        """Let go; safe to call twice."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1

@@ -1,0 +1,282 @@
+"""What keeps pysyncobj honest: every message in and out, and every election, passes here.
+
+Each rule closes a hazard that was reproduced on stock pysyncobj 0.3.17:
+
+snap     a snapshot moves the commit index only once it is installed, whole and checked
+trunc    entries that match are never deleted; only what was compared is acknowledged
+term     an acknowledgement of another term is dropped
+reset    a late "go back" may only lower the next index, never below what is matched
+sticky   no vote for anybody while a leader is heard (Raft thesis 4.2.3)
+step     a leader of an old term is told the new one, and steps down
+prevote  nobody raises the term before a majority says it would vote for it (thesis 9.6)
+member   votes are counted of voters only; a stranger may ask for one only with a newer log
+vote1    one vote is counted per voter and term
+single   one uncommitted change of voters at a time (in ``raft_sync``)
+durable  votes leave after a sync, acknowledgements together after the sync of their tick
+"""
+
+from collections import Counter
+from collections.abc import Callable
+
+from butterfly_cluster.raft_codec import Message
+from butterfly_cluster.raft_core import LEADER, Core
+from butterfly_cluster.raft_doors import Send
+from butterfly_cluster.raft_log import (
+    Accepted,
+    Mismatch,
+    accept_entries,
+    commit_up_to,
+    install_snapshot,
+)
+from butterfly_cluster.raft_timing import Timing
+from butterfly_core.ids import NodeId
+
+_VOTES_COUNT_NOW = frozenset({"request_vote", "response_vote"})
+_PRE_VOTE_HOLDS_SECONDS = 0.2
+_ROUND_MAX = 1 << 52
+
+
+class Guard:
+    """Stands between the core and the channels. ``core`` is set right after construction."""
+
+    core: Core
+
+    def __init__(
+        self,
+        timing: Timing,
+        *,
+        send: Send,
+        clock: Callable[[], float],
+        chance: Callable[[], float],
+    ) -> None:
+        self._timing, self._send_to_channel = timing, send
+        self._clock, self._chance = clock, chance
+        self.heard_at = float("-inf")
+        self.dropped: Counter[str] = Counter()
+        self._transfer = False
+        self._voted: dict[int, set[NodeId]] = {}
+        self._round: int | None = None
+        self._promised: set[NodeId] = set()
+        self._election_may_start_until: float | None = None
+        self._acknowledgements: list[tuple[NodeId, Message]] = []
+        self._handlers: dict[str, Callable[[NodeId, Message], None]] = {
+            "stale": self._on_stale,
+            "request_vote": self._on_request_vote,
+            "response_vote": self._on_response_vote,
+            "pre_vote": self._on_pre_vote,
+            "pre_vote_ok": self._on_pre_vote_ok,
+            "append_entries": self._on_append_entries,
+            "next_node_idx": self._on_acknowledgement,
+            "timeout_now": self._on_timeout_now,
+        }
+
+    # Out.
+
+    def send(self, peer: NodeId, message: Message) -> bool:
+        """Send what pysyncobj wants to say, once it may be said."""
+        kind = message["type"]
+        stamped = {**message, "sender_term": self.core.term}
+        if kind == "next_node_idx":
+            self._acknowledge(peer, stamped)
+            return True
+        if kind == "append_entries" and "prevLogIdx" in message and message["prevLogIdx"] is None:
+            self._begin_anew(peer)
+            return False
+        if kind in _VOTES_COUNT_NOW:
+            self.core.journal.sync()
+        if kind == "request_vote":
+            stamped["transfer"] = self._transfer
+        sent = self._send_to_channel(peer, stamped)
+        if not sent and kind == "apply_command" and "request_id" in message:
+            self.core.fail_request(message["request_id"])
+        return sent
+
+    def _acknowledge(self, peer: NodeId, stamped: Message) -> None:
+        """Keep it until the sync; a newer success says all that an older one said."""
+        last = self._acknowledgements[-1] if self._acknowledgements else None
+        if last and last[0] == peer and last[1]["success"] and stamped["success"]:
+            self._acknowledgements.pop()
+            highest = max(last[1]["next_node_idx"], stamped["next_node_idx"])
+            stamped = {**stamped, "next_node_idx": highest}
+        self._acknowledgements.append((peer, stamped))
+
+    def _begin_anew(self, peer: NodeId) -> None:
+        """The leader lost track of what a peer needs next: its own end is a place to start."""
+        self.core.expect_next(peer, self.core.last_index + 1)
+        self.dropped["begin_anew"] += 1
+
+    # In.
+
+    def receive(self, peer: NodeId, message: Message) -> None:
+        """Handle a checked message. Raises ProtocolViolation, StorageError."""
+        handler = self._handlers.get(message["type"])
+        if handler is None:
+            self.core.deliver(peer, message)
+        else:
+            handler(peer, message)
+
+    def _on_stale(self, _: NodeId, message: Message) -> None:
+        if message["sender_term"] > self.core.term:
+            self.core.adopt_term(message["sender_term"])
+
+    def _on_request_vote(self, peer: NodeId, message: Message) -> None:
+        newer = message["term"] > self.core.term
+        if newer and not message["transfer"] and self._leader_is_alive():
+            self.dropped["sticky"] += 1
+        elif not self._may_ask_for_votes(peer, message):
+            self.dropped["member"] += 1
+        elif self.core.is_voter:
+            self.core.deliver(peer, message)
+        else:
+            self.core.deliver_to_voter_to_be(peer, message)
+
+    def _may_ask_for_votes(self, peer: NodeId, message: Message) -> bool:
+        """A stranger with a newer log knows a configuration that is not here yet."""
+        if self.core.is_voter and peer in self.core.others:
+            return True
+        return _log_of(message) > (self.core.last_term, self.core.last_index)
+
+    def _on_response_vote(self, peer: NodeId, message: Message) -> None:
+        if peer not in self.core.others:
+            self.dropped["member"] += 1
+            return
+        for term in [term for term in self._voted if term < self.core.term]:
+            del self._voted[term]
+        if message["term"] != self.core.term:
+            return
+        voted = self._voted.setdefault(message["term"], set())
+        if peer in voted:
+            self.dropped["vote1"] += 1
+            return
+        voted.add(peer)
+        self.core.deliver(peer, message)
+
+    def _on_pre_vote(self, peer: NodeId, message: Message) -> None:
+        if message["term"] <= self.core.term:
+            self._say(peer, {"type": "stale"})  # so that a node that lags can catch up
+        elif self._leader_is_alive() or not self._may_ask_for_votes(peer, message):
+            self.dropped["pre_vote"] += 1
+        elif _log_of(message) >= (self.core.last_term, self.core.last_index):
+            self._say(peer, {"type": "pre_vote_ok", "round": message["round"]})
+
+    def _on_pre_vote_ok(self, peer: NodeId, message: Message) -> None:
+        if message["round"] != self._round or peer not in self.core.others:
+            return
+        self._promised.add(peer)
+        if 2 * (len(self._promised) + 1) > len(self.core.others) + 1:
+            self._round = None
+            self._election_may_start_until = self._clock() + _PRE_VOTE_HOLDS_SECONDS
+
+    def _on_append_entries(self, peer: NodeId, message: Message) -> None:
+        if message["term"] < self.core.term:
+            self._say(peer, {"type": "stale"})
+            return
+        self.heard_at = self._clock()
+        self._round = self._election_may_start_until = None
+        heartbeat = {"type": "append_entries", "term": message["term"]}
+        self.core.deliver(peer, {**heartbeat, "commit_index": self.core.commit_index})
+        if "serialized" in message:
+            self._take_snapshot_chunk(peer, message)
+            return
+        outcome = accept_entries(
+            self.core, message["prevLogIdx"], message["prevLogTerm"], message["entries"]
+        )
+        self._answer(peer, outcome)
+        if isinstance(outcome, Accepted):
+            commit_up_to(self.core, min(message["commit_index"], outcome.index))
+
+    def _take_snapshot_chunk(self, peer: NodeId, message: Message) -> None:
+        if message["serialized"] is None:
+            return
+        data, first, last = message["serialized"]
+        whole = self.core.shelf.take_chunk(data, first=first, last=last)
+        if whole is not None:
+            self._answer(peer, install_snapshot(self.core, whole))
+
+    def _answer(self, peer: NodeId, outcome: Accepted | Mismatch) -> None:
+        accepted = isinstance(outcome, Accepted)
+        next_index = outcome.index + 1 if isinstance(outcome, Accepted) else outcome.next_index
+        answer = {"type": "next_node_idx", "next_node_idx": next_index}
+        self.send(peer, {**answer, "reset": not accepted, "success": accepted})
+
+    def _on_acknowledgement(self, peer: NodeId, message: Message) -> None:
+        if message["sender_term"] != self.core.term:
+            self.dropped["term"] += 1
+            if message["sender_term"] > self.core.term:
+                self.core.adopt_term(message["sender_term"])
+            return
+        if self.core.role != LEADER or not self.core.follows(peer):
+            return
+        next_before = self.core.next_index(peer)
+        claimed, matched = message["next_node_idx"], self.core.match_index(peer)
+        if claimed > self.core.last_index + 1:
+            self.dropped["beyond_log"] += 1
+            return
+        if message["reset"] and (claimed > next_before or claimed <= matched):
+            self.dropped["reset"] += 1
+            message = {**message, "reset": False}
+        self.core.deliver(peer, message)
+        if message["success"]:
+            self.core.expect_next(peer, max(next_before, claimed))
+
+    def _on_timeout_now(self, peer: NodeId, message: Message) -> None:
+        if peer == self.core.leader and message["term"] >= self.core.term and self.core.is_voter:
+            self._transfer = True
+            self.core.deliver(peer, message)
+
+    def _say(self, peer: NodeId, message: Message) -> None:
+        self._send_to_channel(peer, {**message, "sender_term": self.core.term})
+
+    def _leader_is_alive(self) -> bool:
+        if self.core.role == LEADER:
+            return True  # a leader without a majority steps down by itself
+        return self._clock() - self.heard_at < self._timing.election_min_seconds
+
+    # Time.
+
+    def tick(self) -> None:
+        """Sync, let the acknowledgements go, see to elections, tick. Raises StorageError."""
+        self.core.journal.sync()
+        waiting, self._acknowledgements = self._acknowledgements, []
+        for peer, message in waiting:
+            if message["sender_term"] == self.core.term:
+                self._send_to_channel(peer, message)
+        if self.core.is_voter:
+            self._see_to_elections()
+        self.core.tick()
+        self._transfer = False  # the election it asked for began in this tick
+
+    def _see_to_elections(self) -> None:
+        core, now = self.core, self._clock()
+        if core.role == LEADER:
+            self._round = self._election_may_start_until = None
+            return
+        if self._transfer:
+            return
+        if not core.others:
+            core.election_deadline = 0.0  # a sole voter has nobody to wait for
+            return
+        if self._election_may_start_until is not None:
+            if now < self._election_may_start_until:
+                core.election_deadline = 0.0
+            self._election_may_start_until = None
+        elif core.election_deadline < now:
+            core.election_deadline = now + core.election_timeout()
+            if core.connected_to_anyone:
+                self._ask_around()
+
+    def _ask_around(self) -> None:
+        self._round, self._promised = int(self._chance() * _ROUND_MAX), set()
+        question = {
+            "type": "pre_vote",
+            "term": self.core.term + 1,
+            "last_log_index": self.core.last_index,
+            "last_log_term": self.core.last_term,
+            "round": self._round,
+        }
+        for peer in sorted(self.core.others):
+            self._say(peer, question)
+
+
+def _log_of(message: Message) -> tuple[int, int]:
+    return message["last_log_term"], message["last_log_index"]

@@ -1,0 +1,299 @@
+"""One node's part in the log that the cluster agrees on.
+
+``RaftNode`` puts the pieces together: pysyncobj (``raft_core``) behind its guard (``guard``)
+on channels (``raft_transport``) and a journal (``journal``), driven by one asyncio task that
+ticks every 20 ms and after each message.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from butterfly_cluster.guard import Guard
+from butterfly_cluster.membership import VoterChange
+from butterfly_cluster.raft_codec import Message
+from butterfly_cluster.raft_core import LEADER, Core
+from butterfly_cluster.raft_doors import Callbacks
+from butterfly_cluster.raft_proposals import Proposals
+from butterfly_cluster.raft_timing import LAN, TICK_SECONDS, WAN, Timing
+from butterfly_cluster.raft_transport import ChannelLike, Dial, RaftTransport
+from butterfly_cluster.snapshot import open_log, save_snapshot
+from butterfly_core.errors import ProtocolViolation, StorageError, Unreachable
+from butterfly_core.ids import NodeId
+
+__all__ = ["LAN", "WAN", "ChannelLike", "Dial", "RaftNode", "Timing"]
+
+_CONFUSED_TICKS_MAX = 50
+_SLIPS = (KeyError, IndexError, TypeError, ValueError, AttributeError, AssertionError)
+_log = logging.getLogger(__name__)
+
+
+class RaftNode:
+    """Proposes, commits and applies commands together with the other nodes.
+
+    ``voters`` is the first configuration of the cluster, the same on every node and at every
+    start; changes since then come out of the log. A node that is not among them, or that is
+    told ``learner``, receives the log and votes only once the log makes it a voter.
+
+    ``apply(index, body)`` gets every committed command body in order, once per run from the
+    snapshot on. ``snapshot()`` returns the state that ``apply`` built, ``restore(state)``
+    replaces it. They are called from the event loop and must be quick.
+
+    ``cluster_id`` is compared on every channel. ``clock`` counts seconds, steadily.
+    """
+
+    def __init__(
+        self,
+        *,
+        me: NodeId,
+        voters: frozenset[NodeId],
+        data_dir: Path,
+        timing: Timing,
+        dial: Dial,
+        apply: Callable[[int, bytes], None],
+        snapshot: Callable[[], bytes],
+        restore: Callable[[bytes], None],
+        learner: bool = False,
+        cluster_id: str = "",
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+        compact_after_entries: int = 5000,
+        sync_file: Callable[[int], None] = os.fdatasync,
+    ) -> None:
+        """Open the log. Raises StorageError (damaged, full), ConfigError (in use)."""
+        chance = rng or random.SystemRandom()
+        self._me, self._clock, self._timing = me, clock, timing
+        self._wake = asyncio.Event()
+        self._failure: StorageError | None = None
+        self._introduced: frozenset[NodeId] = frozenset()
+        self._slips = self._slips_in_a_row = 0
+        self._ended = False
+        self._transport = RaftTransport(
+            me,
+            cluster_id=cluster_id,
+            dial=dial,
+            timing=timing,
+            receiver=self,
+            chance=chance.random,
+        )
+        self._guard = Guard(timing, send=self._transport.send, clock=clock, chance=chance.random)
+        self._journal, saved = open_log(data_dir, sync_file)
+        try:
+            self._core = self._guard.core = Core(
+                me=me,
+                founders=voters - {me} if learner else voters,
+                timing=timing,
+                journal=self._journal,
+                snapshot=saved,
+                save_snapshot=lambda data: save_snapshot(data_dir, data),
+                application=Callbacks(apply, snapshot, restore),
+                send=self._guard.send,
+                clock=clock,
+                chance=chance,
+                compact_after_entries=compact_after_entries,
+            )
+        except BaseException:
+            self._journal.close()
+            raise
+        self._proposals = Proposals(self._core, self._wake.set, self._check)
+
+    # What it knows.
+
+    @property
+    def leader(self) -> NodeId | None:
+        """The leader this node follows or is; never a reason to act, only to tell."""
+        return self._core.leader
+
+    @property
+    def term(self) -> int:
+        """The newest term seen."""
+        return self._core.term
+
+    @property
+    def commit_index(self) -> int:
+        """Up to here the log is agreed."""
+        return self._core.commit_index
+
+    @property
+    def voters(self) -> frozenset[NodeId]:
+        """Who votes, by the newest configuration in this node's log."""
+        return self._core.voters
+
+    @property
+    def is_voter(self) -> bool:
+        """True when this node votes."""
+        return self._core.is_voter
+
+    @property
+    def is_leader(self) -> bool:
+        """True when this node believes so; a cut-off leader does for a moment."""
+        return self._core.role == LEADER
+
+    @property
+    def seconds_since_leader_heard(self) -> float:
+        """How old the last word of a leader is; on the leader, of a majority."""
+        if self._core.role != LEADER:
+            return self._clock() - self._guard.heard_at
+        others = self._core.others
+        answered = sorted((self._core.answered_at(peer) for peer in others), reverse=True)
+        needed = (len(others) + 1) // 2
+        return max(0.0, self._clock() - answered[needed - 1]) if needed else 0.0
+
+    def has_quorum_lease(self, lease_seconds: float) -> bool:
+        """True when a leader with a majority was heard within the lease."""
+        return self.seconds_since_leader_heard <= lease_seconds
+
+    def matched_index(self, peer: NodeId) -> int | None:
+        """On the leader: up to where a peer holds the log; None when it is not connected."""
+        if self._core.role != LEADER or peer not in self._transport.peers:
+            return None
+        return self._core.match_index(peer)
+
+    def statistics(self) -> Mapping[str, int | float]:
+        """Numbers for metrics and the status page."""
+        core = self._core
+        return {
+            "term": core.term,
+            "commit_index": core.commit_index,
+            "applied_index": core.applied_index,
+            "last_index": core.last_index,
+            "log_entries": len(self._journal.entries),
+            "voters": len(core.voters),
+            "is_voter": int(core.is_voter),
+            "is_leader": int(core.role == LEADER),
+            "peers_connected": len(self._transport.peers),
+            "journal_syncs": self._journal.syncs,
+            "snapshots_made": core.shelf.made,
+            "apply_failures": core.apply_failures,
+            "slips": self._slips,
+            "seconds_since_leader_heard": self.seconds_since_leader_heard,
+            **{f"channel_{name}": count for name, count in self._transport.counts.items()},
+            **{f"dropped_{name}": count for name, count in self._guard.dropped.items()},
+        }
+
+    # What it does.
+
+    async def run(self) -> None:
+        """Take part until cancelled. Raises StorageError when the disk fails."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._transport.run(self._whom_to_dial), name="raft dial")
+                tasks.create_task(self._transport.ping(), name="raft ping")
+                await self._tick_for_ever()
+        except BaseExceptionGroup as group:
+            if self._failure is None or group.subgroup(StorageError) is None:
+                raise
+            raise self._failure from None
+        finally:
+            self.close()
+
+    async def accept(self, channel: ChannelLike) -> None:
+        """Serve a channel that a peer dialled; returns when it ends."""
+        if self._ended:
+            channel.close()
+            return
+        await self._transport.serve(channel)
+
+    async def propose(self, command: bytes, *, timeout_seconds: float) -> int:
+        """Return the index of the command once it is committed and applied on this node.
+
+        Works on every node: a follower forwards to the leader. Raises InvalidValue (not JSON,
+        too big), NotServing (not handed in) and Unreachable (outcome unknown, propose again).
+        """
+        return await self._proposals.propose(command, timeout_seconds)
+
+    async def add_voter(self, node: NodeId, *, timeout_seconds: float) -> None:
+        """Make a learner a voter; on the leader only. Raises NotServing, Refused, Unreachable."""
+        await self._proposals.change_voters(VoterChange("add", node), timeout_seconds)
+
+    async def remove_voter(self, node: NodeId, *, timeout_seconds: float) -> None:
+        """Make a voter a learner; on the leader only. Raises NotServing, Refused, Unreachable."""
+        await self._proposals.change_voters(VoterChange("rem", node), timeout_seconds)
+
+    def introduce(self, nodes: frozenset[NodeId]) -> None:
+        """Name nodes that may know the cluster when the voters in the log do not answer."""
+        self._introduced = nodes - {self._me}
+
+    def compact_soon(self) -> None:
+        """Make a snapshot and cut the log at the next tick."""
+        self._core.compact_soon()
+        self._wake.set()
+
+    def close(self) -> None:
+        """Let go of channels and files; ``run`` does it by itself."""
+        self._ended = True
+        self._transport.close()
+        self._journal.close()
+
+    # What the transport tells it.
+
+    def connected(self, peer: NodeId) -> None:
+        """A channel to the peer is ready."""
+        self._core.connected(peer)
+        self._wake.set()
+
+    def disconnected(self, peer: NodeId) -> None:
+        """The channel to the peer is gone."""
+        self._core.disconnected(peer)
+        self._wake.set()
+
+    def received(self, peer: NodeId, message: Message) -> None:
+        """Handle a checked message. Raises ProtocolViolation, StorageError."""
+        if self._ended:
+            raise Unreachable("this node has ended")
+        try:
+            self._guard.receive(peer, message)
+        except StorageError as error:
+            self._failure = error
+            raise
+        except _SLIPS as error:
+            self._slips += 1
+            _log.exception("a %s message from %s confused this node", message["type"], peer)
+            raise ProtocolViolation(f"{message['type']}: {error!r}") from error
+        finally:
+            self._wake.set()
+
+    async def _tick_for_ever(self) -> None:
+        while True:
+            self._wake.clear()
+            self._tick()
+            if self._journal.dirty:
+                await asyncio.sleep(0)  # what this tick wrote wants its sync
+            else:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(TICK_SECONDS):
+                        await self._wake.wait()
+
+    def _tick(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        try:
+            self._guard.tick()
+            self._slips_in_a_row = 0
+        except StorageError as error:
+            self._failure = error
+            raise
+        except _SLIPS:
+            self._slips += 1
+            self._slips_in_a_row += 1
+            if self._slips_in_a_row > _CONFUSED_TICKS_MAX:
+                raise
+            _log.exception("a tick failed; the next one tries again")
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if self._ended:
+            raise Unreachable("this node has left the cluster's log; it was stopped")
+
+    def _whom_to_dial(self) -> frozenset[NodeId]:
+        core = self._core
+        lonely = self.seconds_since_leader_heard > 3 * self._timing.election_max_seconds
+        if lonely or not core.is_voter:
+            return (core.others | self._introduced) - {self._me}
+        return frozenset(peer for peer in core.others if self._me > peer)

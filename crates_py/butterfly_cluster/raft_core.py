@@ -1,0 +1,298 @@
+"""One Raft node on our journal: pysyncobj's insides, typed, for the files around it."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from butterfly_cluster.journal import Entry, Journal
+from butterfly_cluster.membership import (
+    MEMBERSHIP,
+    REGULAR,
+    VoterChange,
+    changed,
+    fold_voters,
+    parse_voter_change,
+)
+from butterfly_cluster.raft_codec import Message
+from butterfly_cluster.raft_doors import Answered, Application, Door, Send
+from butterfly_cluster.raft_sync import (
+    FAILURES,
+    Chance,
+    TamedSyncObj,
+    configured,
+    learner_node,
+    lend,
+    voter_node,
+)
+from butterfly_cluster.raft_timing import Timing
+from butterfly_cluster.snapshot import Snapshot
+from butterfly_cluster.snapshot_shelf import SnapshotShelf
+from butterfly_core.ids import NodeId
+
+FOLLOWER, CANDIDATE, LEADER = 0, 1, 2
+_log = logging.getLogger(__name__)
+
+
+class Core:
+    """One pysyncobj node on our journal, typed. Not safe to use from two threads."""
+
+    def __init__(
+        self,
+        *,
+        me: NodeId,
+        founders: frozenset[NodeId],
+        timing: Timing,
+        journal: Journal,
+        snapshot: Snapshot | None,
+        save_snapshot: Callable[[bytes], None],
+        application: Application,
+        send: Send,
+        clock: Callable[[], float],
+        chance: Chance,
+        compact_after_entries: int,
+    ) -> None:
+        self.me, self.journal = me, journal
+        self.apply_failures = 0
+        self._application, self._clock, self._chance = application, clock, chance
+        self._peers: set[NodeId] = set()
+        self._voters_applied = founders if snapshot is None else snapshot.voters
+        voters = fold_voters(self._voters_applied, (entry.command for entry in journal.entries))
+        door = Door(journal, send, self._role_of_peer_changed)
+        self._enter()
+        self._sync = TamedSyncObj(
+            self,
+            voter_node(me) if me in voters else None,
+            [voter_node(voter) for voter in sorted(voters - {me})],
+            configured(timing, door, compact_after_entries),
+            transport=door,
+        )
+        self.shelf = SnapshotShelf(snapshot, self._make_snapshot, save_snapshot)
+        self.set("serializer", self.shelf)
+        if snapshot is not None:
+            application.restore(snapshot.state)
+            self.set("raftLastApplied", snapshot.last.log_index)
+
+    # What it is.
+
+    def get(self, name: str) -> Any:
+        """A private attribute of SyncObj."""
+        return getattr(self._sync, f"_SyncObj__{name}")
+
+    def set(self, name: str, value: Any) -> None:
+        """Set a private attribute of SyncObj."""
+        setattr(self._sync, f"_SyncObj__{name}", value)
+
+    @property
+    def term(self) -> int:
+        return int(self.get("raftCurrentTerm"))
+
+    @property
+    def role(self) -> int:
+        """FOLLOWER, CANDIDATE or LEADER; a learner is a follower for ever."""
+        return int(self.get("raftState"))
+
+    @property
+    def leader(self) -> NodeId | None:
+        node = self.get("raftLeader")
+        return None if node is None else NodeId(node.id)
+
+    @property
+    def others(self) -> frozenset[NodeId]:
+        """The other voters, by the newest configuration in the log."""
+        return frozenset(NodeId(node.id) for node in self.get("otherNodes"))
+
+    @property
+    def is_voter(self) -> bool:
+        return self.get("selfNode") is not None
+
+    @property
+    def voters(self) -> frozenset[NodeId]:
+        return self.others | {self.me} if self.is_voter else self.others
+
+    @property
+    def commit_index(self) -> int:
+        return int(self.get("raftCommitIndex"))
+
+    @property
+    def applied_index(self) -> int:
+        return int(self.get("raftLastApplied"))
+
+    @property
+    def last_index(self) -> int:
+        return self.journal.entries[-1].log_index
+
+    @property
+    def last_term(self) -> int:
+        return self.journal.entries[-1].term
+
+    @property
+    def connected_to_anyone(self) -> bool:
+        return bool(self._peers) or not self.others
+
+    def match_index(self, peer: NodeId) -> int:
+        """Up to which entry a peer is known to hold the leader's log."""
+        return int(self.get("raftMatchIndex").get(self._node_of(peer), 0))
+
+    def next_index(self, peer: NodeId) -> int:
+        """Which entry the leader sends a peer next."""
+        return int(self.get("raftNextIndex").get(self._node_of(peer), 0))
+
+    def expect_next(self, peer: NodeId, index: int) -> None:
+        """Let the leader go on at this entry."""
+        if self.follows(peer):
+            self.get("raftNextIndex")[self._node_of(peer)] = index
+
+    def follows(self, peer: NodeId) -> bool:
+        """True when the leader keeps count of what the peer holds."""
+        return self._node_of(peer) in self.get("raftMatchIndex")
+
+    @property
+    def election_deadline(self) -> float:
+        return float(self.get("raftElectionDeadline"))
+
+    @election_deadline.setter
+    def election_deadline(self, deadline: float) -> None:
+        self.set("raftElectionDeadline", deadline)
+
+    def answered_at(self, peer: NodeId) -> float:
+        """When the leader last heard an acknowledgement of the peer, by its own clock."""
+        return float(self.get("lastResponseTime").get(voter_node(peer), float("-inf")))
+
+    # What happens to it.
+
+    def tick(self) -> None:
+        self._enter()
+        self._sync.doTick(0)
+
+    def deliver(self, peer: NodeId, message: Message) -> None:
+        """Let pysyncobj handle a message that the guard let through."""
+        self._enter()
+        acknowledges = message["type"] == "next_node_idx"
+        node = self._node_of(peer) if acknowledges else voter_node(peer)
+        self.get("onMessageReceived")(node, message)
+
+    def deliver_to_voter_to_be(self, peer: NodeId, message: Message) -> None:
+        """Answer a vote request although our log does not say yet that we vote."""
+        self.set("selfNode", voter_node(self.me))
+        try:
+            self.deliver(peer, message)
+        finally:
+            self.set("selfNode", None)
+
+    def connected(self, peer: NodeId) -> None:
+        self._enter()
+        self._peers.add(peer)
+        if peer in self.others:
+            self.get("onNodeConnected")(voter_node(peer))
+        else:
+            self.get("onReadonlyNodeConnected")(learner_node(peer))
+
+    def disconnected(self, peer: NodeId) -> None:
+        self._enter()
+        self._peers.discard(peer)
+        self.shelf.cancelTransmisstion(self._node_of(peer))
+        if peer in self.others:
+            self.get("onNodeDisconnected")(voter_node(peer))
+        else:
+            self.get("onReadonlyNodeDisconnected")(learner_node(peer))
+        if peer == self.leader:
+            self.get("onLeaderChanged")()  # answers on the way are lost: tell who waits
+
+    def propose(self, body: bytes, answered: Answered) -> None:
+        self._enter()
+        self._sync._applyCommand(body, answered, REGULAR)
+
+    def propose_change(self, change: VoterChange, answered: Answered) -> None:
+        self._enter()
+        self._sync._applyCommand(change.encode(), answered, MEMBERSHIP)
+
+    def fail_request(self, request_id: int) -> None:
+        """A forwarded command did not even leave: tell who waits for it."""
+        answered = self.get("commandsWaitingReply").pop(request_id, None)
+        if answered is not None:
+            answered(None, FAILURES.LEADER_CHANGED)
+
+    def adopt_term(self, term: int) -> None:
+        """Someone is in a later term: follow nobody until its leader is heard."""
+        self._enter()
+        self.get("setCurrentTerm")(term, None)
+        self.get("setState")(FOLLOWER)
+        self.set("raftLeader", None)
+
+    def election_timeout(self) -> float:
+        """A fresh random one, in seconds."""
+        self._enter()
+        return float(self.get("generateRaftTimeout")())
+
+    def change_voters(self, change: VoterChange, *, reverse: bool = False) -> None:
+        """A change of voters enters the log, or leaves it again uncommitted."""
+        request = [change.operation, change.node_id, voter_node(change.node_id)]
+        self.get("doChangeCluster")(request, reverse)
+
+    def adopt_snapshot(self, snapshot: Snapshot, voters: frozenset[NodeId]) -> None:
+        """The journal begins with this snapshot now; ``voters`` are those of the whole log."""
+        self._application.restore(snapshot.state)
+        self._voters_applied = snapshot.voters
+        self.set("raftLastApplied", snapshot.last.log_index)
+        self.set("raftCommitIndex", self.journal.commit_index)
+        for gone in sorted(self.voters - voters):
+            self.change_voters(VoterChange("rem", gone))
+        for fresh in sorted(voters - self.voters):
+            self.change_voters(VoterChange("add", fresh))
+
+    def compact_soon(self) -> None:
+        self._sync.forceLogCompaction()
+
+    def transfer_leadership(self, answered: Answered) -> None:
+        self._enter()
+        self._sync.transferLeadership(None, answered)
+
+    # What it asks of us.
+
+    def apply_command(self, command: bytes) -> int:
+        """Apply the next committed entry; never raises, or the log would stop for all."""
+        index = self.applied_index + 1
+        change = parse_voter_change(command)
+        if change is not None:
+            self._voters_applied = changed(self._voters_applied, change)
+        elif command[0] == REGULAR:
+            try:
+                self._application.apply(index, command[1:])
+            except Exception:  # noqa: BLE001 - one bad command must not stop every node for ever
+                self.apply_failures += 1
+                _log.exception("the command at index %d could not be applied", index)
+        return index
+
+    def change_own_role(self, adding: bool) -> bool:
+        """The log makes this node a voter, or a learner."""
+        if adding == self.is_voter or (not adding and self.role == LEADER):
+            return False
+        self.set("selfNode", voter_node(self.me) if adding else None)
+        if not adding:
+            self.get("setState")(FOLLOWER)
+        return True
+
+    def change_began(self) -> None:
+        """The leader adds a change to its log: no other until this one is applied."""
+        self.set("changeClusterIDx", self.last_index + 1)
+
+    def became_leader(self) -> None:
+        """A sole voter counts its first entry in the same tick, so it must be on the disk."""
+        self.journal.sync()
+
+    def _role_of_peer_changed(self, node: Any, becomes_voter: bool) -> None:
+        if NodeId(node.id) not in self._peers:
+            return
+        learner = learner_node(NodeId(node.id))
+        gone, here = ("Readonly", "") if becomes_voter else ("", "Readonly")
+        self.get(f"on{gone}NodeDisconnected")(learner if becomes_voter else node)
+        self.get(f"on{here}NodeConnected")(node if becomes_voter else learner)
+
+    def _make_snapshot(self, previous: Entry, last: Entry) -> Snapshot:
+        return Snapshot(self._application.take_snapshot(), previous, last, self._voters_applied)
+
+    def _node_of(self, peer: NodeId) -> Any:
+        return voter_node(peer) if peer in self.others else learner_node(peer)
+
+    def _enter(self) -> None:
+        lend(self._clock, self._chance)

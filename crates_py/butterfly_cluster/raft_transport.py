@@ -1,0 +1,190 @@
+"""One channel to every Raft peer: who dials, which of two channels counts, when one is dead.
+
+The greater id dials, so that two nodes do not dial each other for ever; a learner dials
+everybody, and so does a voter that has heard no leader for a while (it may have been removed).
+A new channel supersedes the old one, which is never read again: nothing is re-ordered across
+a reconnect. The first word on a channel is the cluster's id: two clusters never mix.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection
+from typing import Protocol
+
+from butterfly_cluster.raft_codec import Message, decode_message, encode_message
+from butterfly_cluster.raft_timing import Timing
+from butterfly_core.errors import ButterflyError, ProtocolViolation, Refused, StorageError
+from butterfly_core.ids import NodeId, short
+
+LINKS_MAX = 1024
+_log = logging.getLogger(__name__)
+
+
+class ChannelLike(Protocol):
+    """An ordered, authenticated stream of messages to one peer."""
+
+    @property
+    def peer_id(self) -> NodeId: ...
+    @property
+    def closed(self) -> bool: ...
+    async def receive(self) -> bytes: ...
+    def send(self, message: bytes, /) -> bool: ...
+    def close(self) -> None: ...
+
+
+Dial = Callable[[NodeId], Awaitable[ChannelLike]]
+
+
+class Receiver(Protocol):
+    """Who hears of channels and messages; raises ProtocolViolation to end a channel."""
+
+    def connected(self, peer: NodeId) -> None: ...
+    def disconnected(self, peer: NodeId) -> None: ...
+    def received(self, peer: NodeId, message: Message) -> None: ...
+
+
+class RaftTransport:
+    """Holds the channels of one node. All methods belong to one event loop."""
+
+    def __init__(
+        self,
+        me: NodeId,
+        *,
+        cluster_id: str,
+        dial: Dial,
+        timing: Timing,
+        receiver: Receiver,
+        chance: Callable[[], float],
+    ) -> None:
+        self._me, self._cluster_id, self._dial = me, cluster_id, dial
+        self._timing, self._receiver, self._chance = timing, receiver, chance
+        self._channels: dict[NodeId, ChannelLike] = {}
+        self._dialing: set[NodeId] = set()
+        self.counts: Counter[str] = Counter()
+        self.last_refusal = ""
+
+    @property
+    def peers(self) -> frozenset[NodeId]:
+        """Whom there is a channel to."""
+        return frozenset(self._channels)
+
+    def send(self, peer: NodeId, message: Message) -> bool:
+        """Hand a message to the channel; False when it surely does not arrive."""
+        channel = self._channels.get(peer)
+        if channel is None or channel.closed:
+            return False
+        if not channel.send(encode_message(message)):
+            self.counts["send_failed"] += 1
+            channel.close()
+            return False
+        return True
+
+    async def run(self, wanted: Callable[[], Collection[NodeId]]) -> None:
+        """Dial whom ``wanted`` names whenever there is no channel; ping; until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                for peer in sorted(wanted()):
+                    if peer not in self._channels and peer not in self._dialing:
+                        self._dialing.add(peer)
+                        tasks.create_task(self._dial_and_serve(peer), name=f"raft {short(peer)}")
+                await asyncio.sleep(self._retry_seconds())
+
+    async def ping(self) -> None:
+        """Keep quiet channels alive, until cancelled."""
+        while True:
+            await asyncio.sleep(self._timing.silent_seconds / 4)
+            for peer in sorted(self._channels):
+                self.send(peer, {"type": "ping", "sender_term": 0})
+
+    async def serve(self, channel: ChannelLike) -> None:
+        """Read the channel until it ends, is superseded or says something wrong."""
+        peer = channel.peer_id
+        try:
+            await self._greet(channel)
+            self._supersede(peer, channel)
+            while self._channels.get(peer) is channel:
+                data = await self._receive(channel)
+                if self._channels.get(peer) is channel:
+                    self._handle(peer, data)
+        except ProtocolViolation as error:
+            self.counts["violations"] += 1
+            _log.warning("raft channel to %s closed: %s", short(peer), error)
+        except Refused as error:
+            self.counts["refused"] += 1
+            self.last_refusal = str(error)
+            _log.warning("raft channel to %s refused: %s", short(peer), error)
+        except StorageError:
+            self.counts["storage_errors"] += 1  # the receiver keeps it and ends the node
+        except (ButterflyError, OSError):
+            self.counts["ended"] += 1
+        finally:
+            channel.close()
+            if self._channels.get(peer) is channel:
+                del self._channels[peer]
+                self._receiver.disconnected(peer)
+
+    def close(self) -> None:
+        """Close every channel."""
+        for channel in self._channels.values():
+            channel.close()
+
+    async def _greet(self, channel: ChannelLike) -> None:
+        peer = channel.peer_id
+        if peer == self._me:
+            raise Refused("a node does not talk Raft to itself; two nodes share one data_dir copy")
+        if len(self._channels) >= LINKS_MAX and peer not in self._channels:
+            raise Refused(f"{LINKS_MAX} Raft channels are open already")
+        hello = {"type": "hello", "cluster_id": self._cluster_id, "sender_term": 0}
+        channel.send(encode_message(hello))
+        heard = decode_message(await self._receive(channel))
+        if heard["type"] != "hello":
+            raise ProtocolViolation("the first word on a Raft channel must be hello")
+        if heard["cluster_id"] != self._cluster_id:
+            raise Refused(
+                f"node {peer} belongs to cluster {heard['cluster_id']!r}, this one to "
+                f"{self._cluster_id!r}; two clusters under one name never merge"
+            )
+
+    def _supersede(self, peer: NodeId, channel: ChannelLike) -> None:
+        old = self._channels.pop(peer, None)
+        if old is not None:
+            self.counts["superseded"] += 1
+            old.close()
+            self._receiver.disconnected(peer)
+        self._channels[peer] = channel
+        self._receiver.connected(peer)
+
+    async def _receive(self, channel: ChannelLike) -> bytes:
+        try:
+            async with asyncio.timeout(self._timing.silent_seconds):
+                return await channel.receive()
+        except TimeoutError:
+            self.counts["silent"] += 1
+            raise
+
+    def _handle(self, peer: NodeId, data: bytes) -> None:
+        message = decode_message(data)
+        if message["type"] == "hello":
+            raise ProtocolViolation("a second hello")
+        if message["type"] != "ping":
+            self._receiver.received(peer, message)
+
+    async def _dial_and_serve(self, peer: NodeId) -> None:
+        try:
+            async with asyncio.timeout(self._timing.connect_seconds):
+                channel = await self._dial(peer)
+            self.counts["dialed"] += 1
+        except (ButterflyError, OSError) as error:
+            self.counts["dial_failed"] += 1
+            _log.debug("cannot dial %s: %s", short(peer), error)
+            self._dialing.discard(peer)
+            return
+        except BaseException:
+            self._dialing.discard(peer)
+            raise
+        self._dialing.discard(peer)
+        await self.serve(channel)
+
+    def _retry_seconds(self) -> float:
+        return self._timing.append_seconds * (2 + 2 * self._chance())
