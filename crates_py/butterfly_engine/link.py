@@ -1,16 +1,17 @@
 """What the pipeline needs of a connection to the next stage, and one inside this process."""
 
 import queue
-from collections.abc import Buffer
 from typing import Protocol
 
 from butterfly_core.errors import Unreachable
+
+Payload = bytes | bytearray | memoryview
 
 
 class Link(Protocol):
     """Frames in order, or Unreachable. One thread sends, one receives; ``close`` wakes both."""
 
-    def send(self, meta: bytes, payload: Buffer = b"") -> None: ...
+    def send(self, meta: bytes, payload: Payload = b"") -> None: ...
 
     def receive(self) -> tuple[bytes, memoryview]:
         """The payload is valid until the next call."""
@@ -27,7 +28,7 @@ class MemoryLink:
         self._timeout_seconds = timeout_seconds
         self._closed = False
 
-    def send(self, meta: bytes, payload: Buffer = b"") -> None:
+    def send(self, meta: bytes, payload: Payload = b"") -> None:
         if self._closed:
             raise Unreachable("the link in memory is closed")
         try:

@@ -58,7 +58,7 @@ def make_tiny_model(
 ) -> TinyModel:
     """Write config.json and safetensors shards (and with ``tokenizer`` its files) to a folder."""
     name = _CLASSES[family]
-    window = {} if sliding_window is None else {"sliding_window": sliding_window}
+    window: dict[str, Any] = {} if sliding_window is None else {"sliding_window": sliding_window}
     if family.startswith("qwen") and sliding_window is not None:
         window |= {"use_sliding_window": True, "max_window_layers": layers // 2}
     if family == "mistral" and sliding_window is None:
