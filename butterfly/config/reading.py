@@ -179,11 +179,17 @@ def _elsewhere(key: str) -> str | None:
 
 def _near_variable(name: str, known: Mapping[str, object]) -> str | None:
     """Advice about a variable that was meant for us; None for one that was not."""
-    words = {word.lower(): word for word in known}
-    ours = any(name.startswith(f"{section.upper()}_") for section in SECTIONS)
-    near = nearest(name, words, cutoff=0.6 if ours else _LIKE_A_KNOWN_ONE)
-    if near is not None:
-        return f"did you mean {_PREFIX}{words[near]}?"
+    prefixes = [f"{section.upper()}_" for section in SECTIONS]
+    own = [f"{prefix}{name}" for prefix in prefixes if f"{prefix}{name}" in known]
+    ours = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
+    if not own and ours:
+        near = nearest(name.removeprefix(ours), keys_of(ours[:-1].lower()))
+        own = [f"{ours}{near}".upper()] if near else []
+    if not own:
+        near = nearest(name, (word.lower() for word in known), cutoff=_LIKE_A_KNOWN_ONE)
+        own = [near.upper()] if near else []
+    if own:
+        return f"did you mean {_PREFIX}{own[0]}?"
     return "the names are BUTTERFLY_SECTION_KEY, as BUTTERFLY_NODE_ROLE" if ours else None
 
 

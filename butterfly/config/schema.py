@@ -115,7 +115,12 @@ class ModelSection(Section):
     ] = None
     region: Annotated[str | None, Field(description="the bucket's region, as eu-central-1")] = None
     name: Annotated[
-        str, Field(max_length=200, description="the model's name in the API (up to 200 characters)")
+        str,
+        Field(
+            max_length=200,
+            pattern=r"^[^\x00-\x1f\x7f]*$",
+            description="the model's name in the API, up to 200 printable characters",
+        ),
     ] = ""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     cache: Literal["write-behind", "off"] = "write-behind"
