@@ -1,0 +1,106 @@
+"""What the HTTP face needs of the node behind it, and nothing more.
+
+The node implements these Protocols; the tests implement them with a few lines each.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from butterfly_core.generation import GenerationRequest, TokensEmitted
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One condition of readiness: what it is called, whether it holds, what was seen."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+class NodeView(Protocol):
+    """The node as an operator sees it."""
+
+    def status(self) -> Mapping[str, Any]:
+        """The document of ``GET /status``; only values that JSON knows."""
+
+    def readiness(self) -> Sequence[Check]:
+        """Every check in order; the first that fails is what blocks."""
+
+    async def clear_cache(self) -> int:
+        """Delete the weight cache of this node. Returns the bytes freed."""
+
+
+class DetokenizerLike(Protocol):
+    """Token ids to text, never half a character."""
+
+    def push(self, ids: Sequence[int], /) -> str: ...
+
+    def flush(self) -> str: ...
+
+
+class TextModelLike(Protocol):
+    """Between text and token ids for the model that is served."""
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]: ...
+
+    @property
+    def context_length(self) -> int | None: ...
+
+    @property
+    def generation_defaults(self) -> Mapping[str, Any]: ...
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[int]: ...
+
+    def detokenizer(self, *, skip_special_tokens: bool = True) -> DetokenizerLike: ...
+
+
+class Serving(Protocol):
+    """The cluster as one model that answers."""
+
+    def text(self) -> TextModelLike:
+        """The tokenizer of the served model. Raises NotServing."""
+
+    def model_name(self) -> str:
+        """The name that clients ask for."""
+
+    def generate(self, request: GenerationRequest) -> AsyncIterator[TokensEmitted]:
+        """Tokens as they come; closing the iterator cancels. Raises NotServing, RequestError."""
+
+
+class Observer(Protocol):
+    """Who counts requests; the default counts nothing."""
+
+    def request_ended(self, route: str, method: str, status: int, seconds: float) -> None: ...
+
+    def answer_started(self) -> None: ...
+
+    def first_token(self, seconds: float) -> None: ...
+
+    def answer_ended(self, finish: str, prompt_tokens: int, generated_tokens: int) -> None: ...
+
+
+class NoObserver:
+    """Counts nothing."""
+
+    def request_ended(self, route: str, method: str, status: int, seconds: float) -> None:
+        pass
+
+    def answer_started(self) -> None:
+        pass
+
+    def first_token(self, seconds: float) -> None:
+        pass
+
+    def answer_ended(self, finish: str, prompt_tokens: int, generated_tokens: int) -> None:
+        pass
