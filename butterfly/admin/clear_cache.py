@@ -60,7 +60,7 @@ def _clear_here(folder: Path, sure: bool) -> int:
         f"delete {bytes_text(held)} ({held} bytes) of cached weights in {folder}?", sure
     ):
         return EXIT_FAILED
-    from butterfly_weights.cache import clear
+    from butterfly_weights.cache_files import clear
 
     freed = clear(folder)
     print(f"freed {bytes_text(freed)} ({freed} bytes)")

@@ -2,10 +2,10 @@
 
 import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 CACHE_FOLDER = "cache"
-LOCK_FILE = "lock"
 
 
 def cache_folder(data_dir: Path) -> Path:
@@ -26,9 +26,18 @@ def folder_bytes(folder: Path) -> int:
 
 
 def is_in_use(data_dir: Path) -> bool:
-    """True when a node process holds the lock of the folder."""
+    """True when a process holds one of the locks in the folder: its identity's or the journal's."""
+    return any(_is_held(lock) for lock in _locks(data_dir))
+
+
+def _locks(data_dir: Path) -> Iterator[Path]:
+    for pattern in ("lock", "*.lock", "*/lock", "*/*.lock"):
+        yield from data_dir.glob(pattern)
+
+
+def _is_held(lock: Path) -> bool:
     try:
-        descriptor = os.open(data_dir / LOCK_FILE, os.O_RDONLY)
+        descriptor = os.open(lock, os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:

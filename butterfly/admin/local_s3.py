@@ -56,8 +56,9 @@ def serve_folder(
     environ = {
         **os.environ,
         "RCLONE_CONFIG": os.devnull,
-        # the keys go by the environment: a command line can be read by every user
-        "RCLONE_AUTH_KEY": f"{key},{secret}",
+        # By the environment, as every user can read a command line; quoted, as rclone reads the
+        # variable as a list of pairs in CSV.
+        "RCLONE_AUTH_KEY": f'"{key},{secret}"',
     }
     command = [
         *(find_rclone(), "serve", "s3", "--addr", f"127.0.0.1:{port}"),

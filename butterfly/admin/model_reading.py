@@ -49,7 +49,8 @@ def open_model(place: ModelPlace) -> "Source":
 
 def read_model(place: ModelPlace) -> "ModelSpec":
     """The model in numbers, from its headers. Raises SourceError, ModelError."""
-    from butterfly_weights.checkpoint import model_spec, read_checkpoint
+    from butterfly_weights.checkpoint import read_checkpoint
+    from butterfly_weights.spec import model_spec
 
     source = open_model(place)
     try:

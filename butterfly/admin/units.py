@@ -1,5 +1,6 @@
 """Bytes and seconds, as people write and read them."""
 
+import math
 import re
 
 from butterfly_core.errors import InvalidValue
@@ -45,6 +46,8 @@ def _three_digits(value: float) -> str:
 
 def duration_text(seconds: float) -> str:
     """``42 s``, ``3 min 05 s``, ``2 h 07 min``, ``3 d 4 h``."""
+    if not math.isfinite(seconds):
+        return "-"
     whole = int(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -192,17 +192,15 @@ class LocalCluster:
 
     def _stay(self, layout: ClusterLayout, children: Children) -> None:
         urls = [node.url for node in layout.nodes]
-        names = {node.name for node in layout.nodes}
-        self._say(
-            f"status: {urls[0]}/status (any node answers: {', '.join(urls[1:]) or 'just one'})"
-        )
+        self._say(f"status: {urls[0]}/status (any node answers: {', '.join(urls)})")
         self._say(f"OpenAI API: {urls[0]}/v1   logs: {layout.directory}/node-*/node.log")
         self._say("Ctrl-C stops the cluster", style="bold")
-        told: set[str] = set()
-        while any(child.name in names for child in children.alive):
+        names = {node.name for node in layout.nodes}
+        lost: set[str] = set()
+        while not names <= lost:
             for child in children.dead:
-                if child.name not in told:
-                    told.add(child.name)
+                if child.name not in lost:
+                    lost.add(child.name)
                     self._say(_obituary(child), style="red")
             time.sleep(LOOK_EVERY_SECONDS)
         raise NotReady("no node is left")

@@ -38,8 +38,8 @@ def look_at_s3(model: "ModelSection") -> list[Finding]:
     ]
     client = _client(session, model)
     steps: tuple[tuple[str, Callable[[], str]], ...] = (
+        ("range", lambda: _range(client, bucket, key)),  # first: only a GET's refusal has a reason
         ("head", lambda: _head(client, bucket, key)),
-        ("range", lambda: _range(client, bucket, key)),
         ("list", lambda: _list(client, bucket, prefix)),
     )
     for step, act in steps:
@@ -148,12 +148,13 @@ def _denied(name: str, step: str, bucket: str, key: str) -> Finding:
             f"not needed to load; allow s3:ListBucket on arn:aws:s3:::{bucket} to have missing "
             "objects reported as missing instead of as forbidden",
         )
+    folder = key.rpartition("/")[0]
+    objects = f"arn:aws:s3:::{bucket}/{folder}/*" if folder else f"arn:aws:s3:::{bucket}/*"
     return failed(
         name,
         f"access to s3://{bucket}/{key} denied",
-        f"allow s3:GetObject on arn:aws:s3:::{bucket}/{key.rpartition('/')[0] or ''}*; without "
-        f"s3:ListBucket on the bucket, S3 also says so when the object does not exist; a HEAD "
-        "does not tell a wrong secret key from a missing permission",
+        f"allow s3:GetObject on {objects}; without s3:ListBucket on the bucket, S3 also says so "
+        "when the object does not exist",
     )
 
 
