@@ -62,9 +62,7 @@ class StepBatch:
     def decode(message: bytes) -> "StepBatch":
         """Raises ProtocolViolation for anything ``encode`` cannot have written."""
         try:
-            kind, epoch, step_id, words, items = _unpack(message)
-            if kind != STEP_KIND:
-                raise ProtocolViolation(f"expected a step message, saw one of kind {kind!r}")
+            epoch, step_id, words, items = _unpack(message, STEP_KIND)
             sequences = tuple(_sequence_from_list(item) for item in items)
             batch = StepBatch(_count(epoch), _count(step_id), _unpack_words(words), sequences)
         except (ValueError, TypeError, KeyError, struct.error, msgpack.UnpackException) as error:
@@ -90,21 +88,21 @@ class TokensMessage:
     def decode(message: bytes) -> "TokensMessage":
         """Raises ProtocolViolation for anything ``encode`` cannot have written."""
         try:
-            kind, epoch, step_id, words = _unpack(message)
-            if kind != TOKENS_KIND:
-                raise ProtocolViolation(f"expected a tokens message, saw one of kind {kind!r}")
+            epoch, step_id, words = _unpack(message, TOKENS_KIND)
             return TokensMessage(_count(epoch), _count(step_id), _unpack_words(words))
         except (ValueError, TypeError, KeyError, struct.error, msgpack.UnpackException) as error:
             raise ProtocolViolation(f"a malformed tokens message: {error}") from error
 
 
-def _unpack(message: bytes) -> Sequence[Any]:
+def _unpack(message: bytes, kind: str) -> Sequence[Any]:
     if len(message) > MESSAGE_BYTES_MAX:
         raise ProtocolViolation(f"a message of {len(message)} bytes; {MESSAGE_BYTES_MAX} at most")
     items = msgpack.unpackb(message)
-    if not isinstance(items, list):
+    if not isinstance(items, list) or not items:
         raise ProtocolViolation("a message that is no list")
-    return items
+    if items[0] != kind:
+        raise ProtocolViolation(f"expected a message of kind {kind!r}, saw {items[0]!r}")
+    return items[1:]
 
 
 def _sequence_to_list(sequence: SequenceStep) -> list[Any]:
