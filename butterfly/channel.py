@@ -89,7 +89,7 @@ class Link:
     direction: Literal["out", "in"]
     send_key: bytes
     receive_key: bytes
-    mode: str
+    mode: Literal["aead", "mac", "plain"]
     kind: Literal["link"] = "link"
 
 
@@ -184,7 +184,15 @@ class LinkLost:
     kind: Literal["link_lost"] = "link_lost"
 
 
-FromEngine = Hello | Progressed | Loaded | LoadFailed | WarmedUp | Emitted | LinkLost
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """The head's scheduler in numbers, about once a second while it serves."""
+
+    values: Mapping[str, int]
+    kind: Literal["statistics"] = "statistics"
+
+
+FromEngine = Statistics | Hello | Progressed | Loaded | LoadFailed | WarmedUp | Emitted | LinkLost
 
 _TO_ENGINE: TypeAdapter[ToEngine] = TypeAdapter(Annotated[ToEngine, Field(discriminator="kind")])
 _FROM_ENGINE: TypeAdapter[FromEngine] = TypeAdapter(

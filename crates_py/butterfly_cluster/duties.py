@@ -1,8 +1,9 @@
-"""What a node and what the coordinator should do next, computed from what is committed.
+"""What a coordinator should do next, computed from what is committed and what it sees.
 
-Both are functions from a snapshot to the first duty; the caller does it and asks again, so a
-restart, a lost answer or a new coordinator needs no special path. Neither looks at whether it
-leads: a cut-off coordinator can wish, but only committed entries move anything.
+``coordinator_duty`` is a function from a snapshot to the first duty; the caller does it and
+asks again, so a restart, a lost answer or a new coordinator needs no special path. It does not
+look at whether it leads: a cut-off coordinator can wish, but only committed entries move
+anything.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,17 +16,6 @@ from butterfly_cluster.commands import (
     PassValidation,
     RejectDigests,
     ReportPlanProblem,
-)
-from butterfly_cluster.lifecycle import (
-    Event,
-    LayersAssigned,
-    LayersRejected,
-    LayersVerified,
-    Node,
-    NodeState,
-    PipelineComplete,
-    QuorumLost,
-    Unassigned,
 )
 from butterfly_cluster.state import Assignment, ClusterState, Member
 from butterfly_core.ids import NodeId, short
@@ -132,10 +122,11 @@ def _choose_voters(state: ClusterState, seen: Observations, policy: Policy) -> D
 
 
 def _describe(state: ClusterState, seen: Observations) -> Duty | None:
-    if seen.described is None:
+    found = seen.described
+    if found is None or state.validated_epoch:
         return None
-    same = state.model == seen.described.spec and state.part_digests == seen.described.part_digests
-    return None if same or state.model is not None else Propose(seen.described)
+    same = state.model is not None and state.model.identity == found.spec.identity
+    return None if same else Propose(found)
 
 
 def _plan(state: ClusterState, seen: Observations, policy: Policy) -> Duty | None:
@@ -223,55 +214,3 @@ def _pass_or_reject(state: ClusterState, root: str) -> Duty | None:
 def admits(state: ClusterState, policy: Policy) -> bool:
     """True when requests may be admitted, as far as committed entries tell."""
     return state.is_active and len(state.live) >= policy.quorum_size
-
-
-def next_event(
-    node: Node,
-    state: ClusterState,
-    me: NodeId,
-    *,
-    engine: str | None,
-    rejections_seen: int,
-    problem: str | None,
-) -> Event | None:
-    """What the committed state means for this node now; ask again after each step.
-
-    ``engine`` names the run of this node's engine: an assignment to another run is not ours
-    any more. ``problem`` says why nothing may be admitted although the state allows it (no
-    leader heard, too few members), or None.
-    """
-    assignment = state.assignment
-    if node.state is NodeState.COLD or assignment is None or engine is None:
-        return None
-    if assignment.epoch > node.epoch:
-        return _new_epoch(assignment, me, engine)
-    if node.state is NodeState.LOADING:
-        return _while_loading(node, state, me, rejections_seen)
-    if node.state is NodeState.READY and state.is_active and problem is None:
-        return PipelineComplete(node.epoch) if state.active_epoch == node.epoch else None
-    if node.state is NodeState.OPERATIONAL:
-        if problem is not None:
-            return QuorumLost(problem)
-        if not state.is_active:
-            return QuorumLost("a stage of the pipeline is gone; a new plan is being made")
-    return None
-
-
-def _new_epoch(assignment: Assignment, me: NodeId, engine: str) -> Event | None:
-    stage = assignment.stage_of(me)
-    if stage is None:
-        return Unassigned(assignment.epoch)
-    if stage.engine != engine:
-        return None
-    return LayersAssigned(assignment.epoch, stage.layers.start, stage.layers.stop)
-
-
-def _while_loading(
-    node: Node, state: ClusterState, me: NodeId, rejections_seen: int
-) -> Event | None:
-    rejection = state.rejections.get(me)
-    if rejection is not None and rejection.count > rejections_seen:
-        return LayersRejected(node.epoch, rejection.reason)
-    if state.validated_epoch == node.epoch and me in state.digests:
-        return LayersVerified(node.epoch)
-    return None

@@ -49,8 +49,9 @@ class AssignedStage:
 class Assignment:
     """One placement of all layers, in pipeline order; the first stage is the head.
 
-    ``model`` is the ``ModelSpec.identity`` of the weights it is for. ``considered`` are the engines that the plan knew of, so that a machine that was left out
-    on purpose does not cause another plan.
+    ``model`` is the ``ModelSpec.identity`` of the weights it is for. ``considered`` are the
+    engines that the plan knew of, so that a machine that was left out on purpose does not
+    cause another plan.
     """
 
     epoch: int

@@ -1,0 +1,204 @@
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from butterfly_cluster.commands import (
+    DescribeModel,
+    MarkDown,
+    PassValidation,
+    RejectDigests,
+    RemoveMember,
+    ReportBroken,
+    ReportEngine,
+    ReportPlanProblem,
+)
+from butterfly_cluster.duties import (
+    Demote,
+    Duty,
+    MakePlan,
+    Observations,
+    Policy,
+    Promote,
+    Propose,
+    admits,
+    coordinator_duty,
+)
+from butterfly_cluster.state import ClusterState
+from tests.support.clusters import (
+    CAPACITY,
+    active,
+    assigned,
+    committed,
+    digests,
+    joined,
+    loading,
+    node,
+    registered,
+    spec,
+)
+
+POLICY = Policy(quorum_size=2)
+MODEL = DescribeModel(spec(), {})
+
+
+def root_of(part_digests: Mapping[str, str]) -> str:
+    return f"root of {len(part_digests)}"
+
+
+def seen(**changes: Any) -> Observations:
+    calm = Observations(
+        silent_seconds={},
+        settled_seconds=100.0,
+        voters=frozenset({node(1)}),
+        me=node(1),
+        described=MODEL,
+        root_of=root_of,
+    )
+    return replace(calm, **changes)
+
+
+def duty(state: ClusterState, policy: Policy = POLICY, **changes: Any) -> Duty | None:
+    return coordinator_duty(state, seen(**changes), policy)
+
+
+def planned(found: Duty | None) -> list[str]:
+    assert isinstance(found, MakePlan)
+    return [machine.node_id for machine in found.machines]
+
+
+def test_the_dead_are_marked_first_and_the_coordinator_never_buries_itself() -> None:
+    state = active(2)
+
+    found = duty(state, silent_seconds={node(1): 99.0, node(2): 99.0})
+
+    assert isinstance(found, Propose)
+    assert isinstance(found.command, MarkDown)
+    assert found.command.node_id == node(2)
+
+
+def test_the_number_of_voters_is_odd_and_grows_with_the_cluster() -> None:
+    voters = frozenset({node(1)})
+    for live, promoted in ((1, False), (2, False), (3, True), (4, True)):
+        assert isinstance(duty(committed(joined(live)), voters=voters), Promote) is promoted
+    three = frozenset(node(n) for n in (1, 2, 3))
+    assert not isinstance(duty(committed(joined(4)), voters=three), Promote)
+    assert isinstance(duty(committed(joined(5)), voters=three), Promote)
+
+
+def test_a_voter_that_left_is_demoted_and_a_dead_one_only_for_a_live_replacement() -> None:
+    three = frozenset(node(n) for n in (1, 2, 3))
+    left = committed([RemoveMember(node(3), "test")], committed(joined(3)))
+    dead = committed([MarkDown(node(3), "test")], committed(joined(4)))
+    long_ago = {node(3): 99.0}
+
+    assert duty(left, voters=three) == Demote(node(3))
+    assert duty(dead, voters=three, silent_seconds=long_ago) == Demote(node(3))
+    assert not isinstance(duty(dead, voters=three), Demote)
+
+
+def test_the_model_is_described_until_it_is_proven() -> None:
+    other = DescribeModel(spec("r2"), {})
+
+    assert duty(committed(joined(1))) == Propose(MODEL)
+    assert duty(loading(2), described=other) == Propose(other)
+    assert duty(active(2), described=other) is None
+
+
+def test_the_first_plan_waits_for_the_quorum_and_for_calm() -> None:
+    one, two = (committed([*joined(n), MODEL]) for n in (1, 2))
+
+    assert duty(one) is None
+    assert duty(two, settled_seconds=0.1) is None
+    assert planned(duty(two)) == [node(1), node(2)]
+
+
+def test_the_first_plan_waits_a_while_for_engines_that_still_start() -> None:
+    state = committed([*joined(2), registered(3), MODEL])
+    three = frozenset(node(n) for n in (1, 2, 3))
+
+    assert duty(state, voters=three, settled_seconds=5.0) is None
+    assert planned(duty(state, voters=three, settled_seconds=100.0)) == [node(1), node(2)]
+
+
+def test_nothing_is_planned_while_a_member_is_in_doubt() -> None:
+    state = committed([ReportBroken(1, node(1), "test")], active(2))
+
+    assert duty(state, silent_seconds={node(2): 2.0}) is None
+    assert planned(duty(state)) == [node(1), node(2)]
+
+
+def test_a_broken_assignment_is_planned_again_at_once() -> None:
+    state = committed([MarkDown(node(3), "test")], active(3))
+    three = frozenset(node(n) for n in (1, 2, 3))
+
+    assert planned(duty(state, voters=three, settled_seconds=0.0)) == [node(1), node(2)]
+
+
+def test_an_engine_that_died_is_waited_for_before_it_is_planned_without() -> None:
+    state = committed([ReportEngine(node(2), None, None)], active(2))
+    back = committed([ReportEngine(node(2), "next run", CAPACITY)], state)
+
+    assert duty(state, settled_seconds=5.0) is None
+    assert planned(duty(back, settled_seconds=0.0)) == [node(1), node(2)]
+
+
+def test_a_newcomer_waits_until_the_cluster_is_idle() -> None:
+    state = committed(joined(3), active(2))
+    three = frozenset(node(n) for n in (1, 2, 3))
+
+    assert duty(state, voters=three, active_requests=1) is None
+    assert duty(state, voters=three, settled_seconds=5.0) is None
+    off = replace(POLICY, rebalance_when_idle=False)
+    assert duty(state, voters=three, policy=off) is None
+    assert planned(duty(state, voters=three)) == [node(1), node(2), node(3)]
+
+
+def test_a_machine_that_was_left_out_on_purpose_causes_no_other_plan() -> None:
+    plan = assigned(2, [1])
+    considered = replace(plan, considered=tuple(f"engine-{n}" for n in (1, 2)))
+    state = committed([considered], active(2))
+
+    assert duty(state) is None
+
+
+def test_validation_passes_when_every_stage_agrees_with_the_manifest() -> None:
+    state = loading(2)
+    half = committed([digests(state, 1)], state)
+    whole = committed([digests(state, 2)], half)
+
+    assert duty(half) is None
+    assert duty(whole) == Propose(PassValidation(1, "root of 7"))
+
+
+def test_a_digest_that_is_not_the_manifests_is_rejected_by_name() -> None:
+    state = loading(2)
+    state = replace(state, part_digests={"layers.3": "what it must be"})
+    state = committed([digests(state, 1), digests(state, 2)], state)
+
+    found = duty(state)
+
+    assert isinstance(found, Propose)
+    assert isinstance(found.command, RejectDigests)
+    assert found.command.node_id == node(2)
+    assert "layers.3" in found.command.reason
+
+
+def test_a_root_that_is_not_the_pinned_one_is_told_once() -> None:
+    state = replace(loading(1), pinned_root="agreed")
+    state = committed([digests(state, 1)], state)
+    policy = replace(POLICY, quorum_size=1)
+
+    found = duty(state, policy)
+
+    assert isinstance(found, Propose)
+    assert isinstance(found.command, ReportPlanProblem)
+    assert "agreed" in str(found.command.message)
+    assert duty(committed([found.command], state), policy) is None
+
+
+def test_requests_are_admitted_only_by_an_active_cluster_with_its_quorum() -> None:
+    state = active(2)
+
+    assert admits(state, POLICY)
+    assert not admits(state, replace(POLICY, quorum_size=3))
+    assert not admits(loading(2), POLICY)
