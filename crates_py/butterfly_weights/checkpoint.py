@@ -74,13 +74,17 @@ class Checkpoint:
         return tuple(sorted(own, key=lambda t: (rank[t.part], t.shard, t.offset)))
 
 
-def read_checkpoint(source: Source) -> Checkpoint:
-    """Open the model of a source. Blocks. Raises ModelError, SourceError, VerificationFailed."""
+def read_checkpoint(source: Source, *, with_manifest: bool = True) -> Checkpoint:
+    """Open the model of a source. Blocks. Raises ModelError, SourceError, VerificationFailed.
+
+    ``with_manifest`` False leaves a manifest aside, for whoever makes or checks one.
+    """
     listed = source.entries()
     present = _presence(source, listed)
     if not present(CONFIG_NAME):
         raise ModelError(f"{source.describe()} has no {CONFIG_NAME}: is this a model's folder?")
-    manifest = _read_manifest(source) if present(MANIFEST_NAME) else None
+    has_manifest = with_manifest and present(MANIFEST_NAME)
+    manifest = _read_manifest(source) if has_manifest else None
     small_files = _read_small_files(source, present, manifest)
     config = parse_json_object(small_files[CONFIG_NAME], CONFIG_NAME)
     weight_map = _read_index(source) if present(INDEX_NAME) else None
@@ -217,7 +221,6 @@ def _read_headers(source: Source, infos: Sequence[ObjectInfo]) -> list[tuple[Ten
             raise ModelError(f"the shard {info.name} is missing: {error}") from error
         finally:
             reader.close()
-            reader.reset()
 
     with ThreadPoolExecutor(_READERS) as pool:
         return list(pool.map(read, infos))

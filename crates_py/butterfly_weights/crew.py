@@ -13,8 +13,12 @@ class Worker(Protocol[T]):
 
     def do(self, task: T) -> None: ...
 
+    def interrupt(self) -> None:
+        """Called from another thread to wake a blocked ``do``, which then raises."""
+        ...
+
     def close(self) -> None:
-        """Called from another thread to wake a blocked ``do``, and at the end."""
+        """Called when its thread has ended."""
         ...
 
 
@@ -26,8 +30,12 @@ class _Shared:
         self.failure: BaseException | None = None
 
     @property
+    def done(self) -> bool:
+        return not self.running
+
+    @property
     def ended(self) -> bool:
-        return self.failure is not None or not self.running
+        return self.done or self.failure is not None
 
 
 def work_off(
@@ -59,11 +67,14 @@ def work_off(
                     break
             poll()
     finally:
-        shared.stopping = True
-        for worker in workers:
-            worker.close()
+        if not shared.done:
+            shared.stopping = True
+            for worker in workers:
+                worker.interrupt()
         for thread in threads:
             thread.join()
+        for worker in workers:
+            worker.close()
     if shared.failure:
         raise shared.failure
 

@@ -94,6 +94,9 @@ class PieceFetcher:
         except SourceChanged as error:
             self._changed.add(task.shard, error)
 
+    def interrupt(self) -> None:
+        self._reader.interrupt()
+
     def close(self) -> None:
         self._reader.close()
 
@@ -110,7 +113,7 @@ class PieceFetcher:
         self._ledger.prove(leaf, seen)
 
     def _read(self, piece: Piece) -> list[tuple[Leaf, bytes]]:
-        segments = self._segments(piece)
+        segments = segments_of(piece, self._place)
         hasher = PassingHasher(segments)
 
         def landed(count: int) -> None:
@@ -122,15 +125,20 @@ class PieceFetcher:
         self._reader.read_into(self._objects[piece.shard], piece.offset, views, landed)
         return hasher.digests
 
-    def _segments(self, piece: Piece) -> list[tuple[Leaf | None, memoryview]]:
-        """Where the piece's bytes go: leaves to their blocks, gaps to the bin."""
-        segments: list[tuple[Leaf | None, memoryview]] = []
-        position = piece.offset
-        for leaf in piece.leaves:
-            if leaf.offset > position:
-                segments.append((None, memoryview(bytearray(leaf.offset - position))))
-            start = leaf.index * LEAF_BYTES
-            block = self._blocks[leaf.tensor]
-            segments.append((leaf, block[start : start + leaf.nbytes]))
-            position = leaf.stop
-        return segments
+    def _place(self, leaf: Leaf) -> memoryview:
+        start = leaf.index * LEAF_BYTES
+        return self._blocks[leaf.tensor][start : start + leaf.nbytes]
+
+
+def segments_of(
+    piece: Piece, place: Callable[[Leaf], memoryview]
+) -> list[tuple[Leaf | None, memoryview]]:
+    """Where a piece's bytes go, in order: leaves to their places, gaps to the bin (None)."""
+    segments: list[tuple[Leaf | None, memoryview]] = []
+    position = piece.offset
+    for leaf in piece.leaves:
+        if leaf.offset > position:
+            segments.append((None, memoryview(bytearray(leaf.offset - position))))
+        segments.append((leaf, place(leaf)))
+        position = leaf.stop
+    return segments

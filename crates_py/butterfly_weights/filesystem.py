@@ -143,8 +143,11 @@ class FileReader:
     def reset(self) -> None:
         """Each read opens the file anew anyway."""
 
-    def close(self) -> None:
+    def interrupt(self) -> None:
         self._closed = True
+
+    def close(self) -> None:
+        """Nothing is kept open."""
 
 
 def _info(name: str, status: os.stat_result) -> ObjectInfo:

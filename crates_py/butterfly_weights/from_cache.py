@@ -60,5 +60,8 @@ class CacheFetcher:
             "gone; it was dropped and is read from the source",
         )
 
-    def close(self) -> None:
+    def interrupt(self) -> None:
         """Reads of a local file end by themselves."""
+
+    def close(self) -> None:
+        """Nothing is kept open."""

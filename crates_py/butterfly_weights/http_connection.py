@@ -50,6 +50,8 @@ class HttpConnection:
         self._base = urlsplit(base_url)
         self._options = options
         self._connection: http.client.HTTPConnection | None = None
+        self._response: http.client.HTTPResponse | None = None
+        self._socket: socket.socket | None = None
 
     def get(self, method: str, url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
         """Send a request without a body and read the response's head.
@@ -61,23 +63,26 @@ class HttpConnection:
             target = url if self._speaks_to_proxy else urlsplit(url)._replace(scheme="", netloc="")
             address = target if isinstance(target, str) else target.geturl()
             connection.request(method, address, headers=dict(headers))
-            return connection.getresponse()
+            self._response = connection.getresponse()
+            return self._response
         except _BROKEN as error:
             self.drop()
             raise TransientFailure(f"{method} {url}: {told(error)}") from error
 
     def drop(self) -> None:
         """Close; the next request connects anew."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+        # A response that ends with its connection holds the socket alone, so close both.
+        for kept in (self._response, self._connection):
+            if kept is not None:
+                kept.close()
+        self._connection = self._response = self._socket = None
 
     def interrupt(self) -> None:
         """From another thread: whoever is blocked on this connection gets an error."""
-        connection = self._connection
-        if connection is not None and connection.sock is not None:
+        kept = self._socket
+        if kept is not None:
             with suppress(OSError):
-                connection.sock.shutdown(socket.SHUT_RDWR)
+                kept.shutdown(socket.SHUT_RDWR)
 
     @property
     def _speaks_to_proxy(self) -> bool:
@@ -96,9 +101,13 @@ class HttpConnection:
                 connection.set_tunnel(host, port or 443)
         else:
             connection = http.client.HTTPConnection(*through, timeout=seconds)
-        connection.connect()
-        connection.sock.settimeout(self._options.stall_timeout_seconds)
-        self._connection = connection
+        try:
+            connection.connect()
+            connection.sock.settimeout(self._options.stall_timeout_seconds)
+        except BaseException:
+            connection.close()
+            raise
+        self._connection, self._socket = connection, connection.sock
         return connection
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from butterfly_core.errors import SourceError
-from butterfly_weights.errors import TransientFailure
+from butterfly_weights.errors import LoadCancelled, TransientFailure
 from butterfly_weights.http_answers import (
     ERROR_BODY_BYTES_MAX,
     Refusal,
@@ -116,9 +116,13 @@ class HttpReader:
     def reset(self) -> None:
         self._connection.drop()
 
-    def close(self) -> None:
+    def interrupt(self) -> None:
         self._closed.set()
         self._connection.interrupt()
+
+    def close(self) -> None:
+        self._closed.set()
+        self._connection.drop()
 
     def _tries(self) -> Tries:
         return Tries(self._folder.options, self._closed.wait)
@@ -129,6 +133,8 @@ class HttpReader:
             self._folder.pace.slow_down()
 
     def _read_some(self, info: ObjectInfo, offset: int, cursor: _Cursor, on_bytes: OnBytes) -> None:
+        if self._closed.is_set():
+            raise LoadCancelled(f"reading {info.name} was cancelled")
         count = cursor.total - cursor.done
         headers = {"Range": f"bytes={offset}-{offset + count - 1}"}
         if info.etag:

@@ -99,7 +99,9 @@ def root_of(
 ) -> bytes:
     """The model's root. Parts that are absent count as parts without tensors."""
     empty = part_digest({})
-    files = _tree_over(Kind.MODEL, (file_digests[name] for name in sorted(file_digests)))
+    files = _tree_over(
+        Kind.MODEL, (_text(name) + file_digests[name] for name in sorted(file_digests))
+    )
     layers = _tree_over(
         Kind.MODEL, (part_digests.get(part, empty) for part in all_parts(layer_count))
     )

@@ -56,8 +56,12 @@ class RangeReader(Protocol):
         """Forget the connection, so that the next read takes another path."""
         ...
 
+    def interrupt(self) -> None:
+        """From another thread: a blocked read ends with LoadCancelled, and so do later ones."""
+        ...
+
     def close(self) -> None:
-        """May be called from another thread: wakes a blocked read."""
+        """Called once nobody reads any more."""
         ...
 
 
