@@ -39,6 +39,8 @@ class Connection(asyncio.Protocol):
         self.where = where
         """The peer, for messages: an address, and its id once known."""
         self.limits = limits
+        self.begun = False
+        """True once the hello is over."""
         self.error: ButterflyError | None = None
         """Why it ended; None while it lives."""
         self._loop = asyncio.get_running_loop()
@@ -177,6 +179,7 @@ class Connection(asyncio.Protocol):
 
     def begin(self) -> None:
         """The hello is over: allow full frames, and watch for silence from now on."""
+        self.begun = True
         self._decoder.bytes_max = self.limits.frame_bytes_max
         self._heard_at = self._loop.time()
         self._tick()

@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+from abc import ABC, abstractmethod
 from typing import Protocol
 
 from butterfly_core.address import Address
@@ -27,42 +28,51 @@ class Dialer(Protocol):
         ...
 
 
-class TlsDialer:
-    """Dials over TCP and TLS."""
+class GreetingDialer(ABC):
+    """Connects in a way that a subclass knows, then says hello; all within one timeout."""
 
-    def __init__(
-        self, identity: TlsIdentity, cluster_name: str, node_id: NodeId, limits: WireLimits
-    ) -> None:
+    def __init__(self, cluster_name: str, node_id: NodeId, limits: WireLimits) -> None:
         self.limits = limits
-        self._identity = identity
+        self.node_id = node_id
         self._cluster_name = cluster_name
-        self._node_id = node_id
 
     async def dial(
         self, address: Address, purpose: str, *, expect: NodeId | None, timeout_seconds: float
     ) -> tuple[Connection, NodeId]:
         """Raises Unreachable, NotAuthenticated, Refused, ProtocolViolation."""
         connection = Connection(str(address), self.limits)
-        hello = Hello(PROTOCOL_VERSION, self._cluster_name, self._node_id, purpose)
+        hello = Hello(PROTOCOL_VERSION, self._cluster_name, self.node_id, purpose)
         try:
             async with asyncio.timeout(timeout_seconds):
                 proved = await self._connect(connection, address)
                 await greet(connection, hello, proved, expect)
         except TimeoutError as error:
-            connection.abort(Unreachable(f"{address}: no answer in {timeout_seconds} s"))
             raise Unreachable(
                 f"no connection to {address} within {timeout_seconds} s; is a node listening "
                 "there, and may this machine reach the port?"
             ) from error
         except OSError as error:
-            connection.abort(Unreachable(str(error)))
             raise tls_reason(error, str(address)) or Unreachable(
                 f"no connection to {address}: {error}"
             ) from error
-        except BaseException:
-            connection.abort(Unreachable(f"{address}: given up"))
-            raise
+        finally:
+            if not connection.begun:
+                connection.abort(Unreachable(f"{address}: given up before the hello"))
         return connection, proved
+
+    @abstractmethod
+    async def _connect(self, connection: Connection, address: Address) -> NodeId:
+        """Give the connection its transport; who is at the other end, proved."""
+
+
+class TlsDialer(GreetingDialer):
+    """Dials over TCP and TLS."""
+
+    def __init__(
+        self, identity: TlsIdentity, cluster_name: str, node_id: NodeId, limits: WireLimits
+    ) -> None:
+        super().__init__(cluster_name, node_id, limits)
+        self._identity = identity
 
     async def _connect(self, connection: Connection, address: Address) -> NodeId:
         await asyncio.get_running_loop().create_connection(

@@ -88,10 +88,32 @@ class TlsIdentity:
         context.options |= ssl.OP_NO_TICKET
         if side == ssl.PROTOCOL_TLS_SERVER:
             context.num_tickets = 0
+            context.sslobject_class = _TellingServer
         context.load_verify_locations(cadata=self._trusted)
         with _as_file(leaf_pem) as path:
             context.load_cert_chain(path)
         return context
+
+
+class _TellingServer(ssl.SSLObject):
+    """A server's TLS that tells a refused client why.
+
+    asyncio drops the connection when a handshake fails, and OpenSSL's alert with it: the client
+    sees the end of the stream and cannot know that its certificate was the reason. So the error
+    is held back once, as a wish for more input; asyncio then writes out what waits (the alert),
+    and the client's answer to it brings the error out.
+    """
+
+    _held: ssl.SSLError | None = None
+
+    def do_handshake(self) -> None:
+        if self._held is not None:
+            raise self._held
+        try:
+            super().do_handshake()
+        except ssl.SSLCertVerificationError as error:
+            self._held = error
+            raise ssl.SSLWantReadError from error
 
 
 class _Authority:
