@@ -1,1 +1,1 @@
-"""butterfly_text."""
+"""Between text and token ids: tokenizer, chat template, incremental detokenizing, stop strings."""
