@@ -1,0 +1,1 @@
+"""The engine process: weights, KV cache and data sockets of one device."""

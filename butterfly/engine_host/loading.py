@@ -1,0 +1,125 @@
+"""From a bucket or a disk to tensors in memory: proven bytes, once each.
+
+Parts that an earlier epoch loaded for the same model are kept, so a new plan costs only what
+moved to this machine.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from butterfly.channel import Load, ModelSource
+from butterfly.handover import decode_checkpoint
+from butterfly_core.layers import LayerRange, part_of_tensor, stage_parts
+from butterfly_weights.cache import TensorCache
+from butterfly_weights.cache_files import clear
+from butterfly_weights.loader import LoadedTensor, Loader, LoadResult
+from butterfly_weights.progress import LoadProgress
+from butterfly_weights.source import Source, open_source
+
+log = logging.getLogger(__name__)
+
+_CACHE_FLUSH_SECONDS = 2.0
+_NOTHING_LOADED = LoadResult({}, {}, 0, 0)
+_TORCH_TYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class Weights:
+    """What this process holds and has proven. One thread at a time may ``load``."""
+
+    def __init__(self) -> None:
+        self._model = ""
+        self._tensors: dict[str, LoadedTensor] = {}
+        self._cache: TensorCache | None = None
+        self.part_digests: dict[str, str] = {}
+
+    def load(
+        self,
+        order: Load,
+        *,
+        on_progress: Callable[[LoadProgress], None],
+        cancelled: Callable[[], bool],
+    ) -> LoadResult:
+        """Hold exactly the parts that the order asks for. Raises the loader's errors."""
+        layers = LayerRange(order.start, order.stop)
+        parts = stage_parts(layers, order.layer_count, tied=order.tied)
+        cache = self._cache_of(order.source)
+        if order.forget:
+            self.drop()
+            if order.source.cache_directory is not None:
+                clear(Path(order.source.cache_directory))
+        self._keep_only(order.model, parts)
+        missing = [part for part in parts if part not in self.part_digests]
+        if not missing:
+            return _NOTHING_LOADED
+        source = _open(order.source)
+        try:
+            loader = Loader(source, decode_checkpoint(order.checkpoint), cache=cache)
+            result = loader.load(missing, on_progress=on_progress, cancelled=cancelled)
+        finally:
+            source.close()
+        self._tensors.update(result.tensors)
+        self.part_digests.update(result.part_digests)
+        for event in (*result.events, *(cache.notes if cache else ())):
+            log.warning("while loading: %s", event)
+        return result
+
+    def _cache_of(self, source: ModelSource) -> TensorCache | None:
+        if self._cache is None and source.cache_directory is not None:
+            self._cache = TensorCache(Path(source.cache_directory), source.cache_bytes_max)
+        return self._cache
+
+    def _keep_only(self, model: str, parts: tuple[str, ...]) -> None:
+        """Forget other models' tensors and parts that are not wanted."""
+        wanted = set(parts) if model == self._model else set()
+        self._model = model
+        self._tensors = {
+            name: tensor for name, tensor in self._tensors.items() if part_of_tensor(name) in wanted
+        }
+        self.part_digests = {
+            part: digest for part, digest in self.part_digests.items() if part in wanted
+        }
+
+    def as_torch(self) -> dict[str, torch.Tensor]:
+        """The same bytes as tensors, nothing copied."""
+        return {name: _as_torch(tensor) for name, tensor in self._tensors.items()}
+
+    def drop(self) -> None:
+        """Hold nothing."""
+        self._tensors = {}
+        self.part_digests = {}
+
+    def close(self) -> None:
+        """Give the cache a moment to write what it still holds."""
+        if self._cache is not None:
+            self._cache.flush(_CACHE_FLUSH_SECONDS)
+            self._cache.close()
+
+
+def _open(source: ModelSource) -> Source:
+    return open_source(
+        source.source_type,
+        source.source_path,
+        endpoint_url=source.endpoint_url,
+        region=source.region,
+    )
+
+
+def _as_torch(tensor: LoadedTensor) -> torch.Tensor:
+    kind = _TORCH_TYPES[tensor.info.dtype]
+    if not tensor.info.nbytes:
+        return torch.empty(tensor.info.shape, dtype=kind)
+    return torch.frombuffer(tensor.data, dtype=kind).view(tensor.info.shape)

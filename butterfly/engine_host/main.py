@@ -1,0 +1,66 @@
+"""The engine process from its first line to its last.
+
+It lives exactly as long as its node: the kernel ends it when the node dies, and it ends by
+itself when the channel closes. It runs a little nicer than the node, because elections depend
+on the node and nothing depends on the engine within milliseconds.
+"""
+
+import argparse
+import ctypes
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from typing import Final
+
+from butterfly.channel import BlockingChannel, EngineSettings, Hello
+from butterfly_core.errors import EngineLost
+
+_PR_SET_PDEATHSIG: Final = 1
+_NICENESS: Final = 5
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="butterfly-engine", description=__doc__)
+    parser.add_argument("--fd", type=int, required=True, help="the channel's descriptor")
+    parser.add_argument("--engine", required=True, help="the name of this run")
+    parser.add_argument("--settings", required=True, help="EngineSettings as JSON")
+    arguments = parser.parse_args(argv)
+    _die_with_the_node()
+    os.nice(_NICENESS)
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s engine %(levelname)s %(message)s"
+    )
+    settings = EngineSettings(**json.loads(arguments.settings))
+    channel = BlockingChannel(socket.socket(fileno=arguments.fd))
+    return _serve(channel, arguments.engine, settings)
+
+
+def _die_with_the_node() -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the node's to handle
+
+
+def _serve(channel: BlockingChannel, engine: str, settings: EngineSettings) -> int:
+    # torch loads here and not before, so that a wrong flag is told at once
+    import torch
+
+    from butterfly.engine_host.host import Host
+    from butterfly_engine.measure import measure, resolve_device
+
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    device = resolve_device(settings.device)
+    host = Host(channel, settings, device)
+    host.send(Hello(engine, measure(device)))
+    try:
+        host.run()
+    except EngineLost as error:
+        log.info("stopping: %s", error)
+    finally:
+        host.close()
+    return 0

@@ -1,0 +1,70 @@
+"""Where each node is dialled: committed members first, then what was learnt before.
+
+What was learnt is kept on disk, because after a restart of all nodes the first election needs
+the others' addresses before anything is committed.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from butterfly_cluster.state import ClusterState
+from butterfly_core.address import Address, parse_address
+from butterfly_core.errors import InvalidValue, Unreachable
+from butterfly_core.ids import NodeId, parse_node_id, short
+
+log = logging.getLogger(__name__)
+
+_ENTRIES_MAX = 1000
+
+
+class AddressBook:
+    """Raises nothing when the file is damaged: it is only a memory, and is learnt again."""
+
+    def __init__(self, path: Path, state: Callable[[], ClusterState]) -> None:
+        self._path = path
+        self._state = state
+        self._learnt: dict[NodeId, Address] = {}
+        self._saved: dict[NodeId, Address] = {}
+        try:
+            stored = json.loads(path.read_text()) if path.exists() else {}
+            self._learnt = {parse_node_id(k): parse_address(v) for k, v in stored.items()}
+        except (OSError, ValueError, AttributeError, TypeError, InvalidValue) as error:
+            log.warning("%s is ignored: %s", path, error)
+
+    def learn(self, node_id: NodeId, address: Address) -> None:
+        """Remember where a node said it is."""
+        if node_id in self._learnt or len(self._learnt) < _ENTRIES_MAX:
+            self._learnt[node_id] = address
+
+    def of(self, node_id: NodeId) -> Address:
+        """Raises Unreachable when nobody said where the node is."""
+        member = self._state().members.get(node_id)
+        if member is not None:
+            return member.address
+        try:
+            return self._learnt[node_id]
+        except KeyError:
+            raise Unreachable(f"the address of node {short(node_id)} is not known yet") from None
+
+    def known(self) -> dict[NodeId, Address]:
+        """Everything known now, members first."""
+        members = {node: member.address for node, member in self._state().members.items()}
+        return {**self._learnt, **members}
+
+    def save(self) -> None:
+        """Write what is known, if it changed, whole or not at all."""
+        known = self.known()
+        if known == self._saved:
+            return
+        text = json.dumps({node: str(address) for node, address in known.items()}, indent=1)
+        part = self._path.with_suffix(".part")
+        try:
+            part.write_text(text)
+            os.replace(part, self._path)
+        except OSError as error:
+            log.warning("cannot keep %s: %s", self._path, error)
+            return
+        self._saved = known

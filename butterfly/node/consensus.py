@@ -1,0 +1,232 @@
+"""This node's way into the cluster and its part in the replicated log, over the wire.
+
+``join`` lets it begin; ``run`` finds or founds the cluster and then takes part until cancelled.
+Until then everything here says "not joined", and proposals raise NotServing.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Any, Final
+
+from butterfly.config import NodeConfig
+from butterfly.node.addresses import AddressBook
+from butterfly.node.local import Local, Problem
+from butterfly.node.replica import Replica
+from butterfly_cluster.bootstrap import FoundingSettings
+from butterfly_cluster.commands import Command, encode_command
+from butterfly_cluster.founding import Formation, Founding
+from butterfly_cluster.founding_messages import (
+    Proposal,
+    Verdict,
+    WhoAmI,
+    proposal_from_map,
+    verdict_from_map,
+    whoami_from_map,
+)
+from butterfly_cluster.identity import DataDir
+from butterfly_cluster.raft import LAN, WAN, RaftNode, Timing
+from butterfly_core.address import parse_address
+from butterfly_core.errors import NotServing
+from butterfly_core.ids import ClusterId, NodeId
+from butterfly_wire.channel import Channel
+from butterfly_wire.dialing import dial_channel
+from butterfly_wire.identity import TlsIdentity
+from butterfly_wire.pool import PeerPool
+
+log = logging.getLogger(__name__)
+
+RAFT_PURPOSE: Final = "raft"
+JOIN_PROBLEM: Final = "not_joined"
+_ASK_SECONDS: Final = 2.0
+_WATCH_SECONDS: Final = 0.5
+
+
+class _Peers:
+    """Asks other nodes the two questions of founding."""
+
+    def __init__(self, pool: PeerPool) -> None:
+        self._pool = pool
+
+    async def whoami(self, address: str, /) -> WhoAmI:
+        return whoami_from_map(await self._ask(address, "whoami", {}))
+
+    async def promise(self, address: str, proposal: Proposal, /) -> Verdict:
+        return verdict_from_map(await self._ask(address, "promise", proposal.to_map()))
+
+    async def _ask(self, address: str, method: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        where = parse_address(address)
+        return await self._pool.call(where, method, body, timeout_seconds=_ASK_SECONDS)
+
+
+class Consensus:
+    """See the module."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        data_dir: DataDir,
+        local: Local,
+        *,
+        tls: TlsIdentity,
+        pool: PeerPool,
+        addresses: AddressBook,
+        replica: Replica,
+    ) -> None:
+        self._me = data_dir.identity.node_id
+        self._config = config
+        self._data_dir = data_dir
+        self._local = local
+        self._tls = tls
+        self._pool = pool
+        self._addresses = addresses
+        self._replica = replica
+        self._asked_to_join = asyncio.Event()
+        self._founding = Founding(data_dir, _founding_settings(config))
+        self._raft: RaftNode | None = None
+        self.leader_changes = 0
+        self._last_leader: NodeId | None = None
+
+    @property
+    def joined(self) -> bool:
+        return self._raft is not None
+
+    @property
+    def cluster_id(self) -> ClusterId | None:
+        return self._data_dir.identity.cluster_id
+
+    @property
+    def leader(self) -> NodeId | None:
+        return self._raft.leader if self._raft else None
+
+    @property
+    def term(self) -> int:
+        return self._raft.term if self._raft else 0
+
+    @property
+    def commit_index(self) -> int:
+        return self._raft.commit_index if self._raft else 0
+
+    @property
+    def voters(self) -> frozenset[NodeId]:
+        return self._raft.voters if self._raft else frozenset()
+
+    @property
+    def leader_silent_seconds(self) -> float:
+        """Since a leader with a majority was heard."""
+        return self._raft.seconds_since_leader_heard if self._raft else float("inf")
+
+    def join(self) -> None:
+        """Begin; asking twice is harmless."""
+        self._asked_to_join.set()
+
+    async def run(self) -> None:
+        """Raises ConfigError when it can never join, StorageError when the disk fails."""
+        await self._asked_to_join.wait()
+        async with asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(self._tell_why_not_joined())
+            formation = await self._founding.form_or_join(_Peers(self._pool))
+            watching.cancel()
+        self._local.solved(JOIN_PROBLEM)
+        raft = self._make_raft(formation)
+        self._raft = raft
+        self._founding.view = self._view
+        self._local.changed.notify()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(raft.run())
+            tasks.create_task(self._watch_leader())
+
+    def _make_raft(self, formation: Formation) -> RaftNode:
+        for node_id, address in formation.members.items():
+            self._addresses.learn(node_id, parse_address(address))
+        raft = RaftNode(
+            me=self._me,
+            voters=formation.voters,
+            data_dir=self._data_dir.path,
+            timing=self._timing,
+            dial=self._dial,
+            apply=self._replica.apply,
+            snapshot=self._replica.snapshot,
+            restore=self._replica.restore,
+            learner=formation.learner,
+            cluster_id=formation.cluster_id,
+        )
+        raft.introduce(frozenset(self._addresses.known()))
+        return raft
+
+    @property
+    def _timing(self) -> Timing:
+        return WAN if self._config.cluster.profile == "wan" else LAN
+
+    async def _dial(self, peer: NodeId) -> Channel:
+        return await dial_channel(
+            self._addresses.of(peer),
+            RAFT_PURPOSE,
+            self._tls,
+            cluster_name=self._config.cluster.cluster_name,
+            node_id=self._me,
+            expect=peer,
+            timeout_seconds=self._timing.connect_seconds,
+        )
+
+    async def _tell_why_not_joined(self) -> None:
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            self._local.report(Problem(JOIN_PROBLEM, self._founding.state.reason))
+
+    async def _watch_leader(self) -> None:
+        """Count the leaders that come, and learn who may be dialled."""
+        while True:
+            leader = self.leader
+            if leader != self._last_leader and leader is not None:
+                self.leader_changes += 1
+                self._local.changed.notify()
+            self._last_leader = leader
+            if self._raft is not None:
+                self._raft.introduce(frozenset(self._addresses.known()))
+            await asyncio.sleep(_WATCH_SECONDS)
+
+    async def propose(self, command: Command, *, timeout_seconds: float) -> int:
+        """The index of the command once it is applied here. Raises NotServing, Unreachable."""
+        body = encode_command(command)
+        return await self._joined_raft().propose(body, timeout_seconds=timeout_seconds)
+
+    async def add_voter(self, node_id: NodeId, *, timeout_seconds: float) -> None:
+        await self._joined_raft().add_voter(node_id, timeout_seconds=timeout_seconds)
+
+    async def remove_voter(self, node_id: NodeId, *, timeout_seconds: float) -> None:
+        await self._joined_raft().remove_voter(node_id, timeout_seconds=timeout_seconds)
+
+    def _joined_raft(self) -> RaftNode:
+        if self._raft is None:
+            raise NotServing("this node has not joined a cluster yet", phase="discovery")
+        return self._raft
+
+    def _view(self) -> tuple[frozenset[NodeId], Mapping[NodeId, str]]:
+        known = {node: str(address) for node, address in self._addresses.known().items()}
+        return self.voters, {**known, self._me: str(self._config.node.advertise_address)}
+
+    async def handle_whoami(self, _: NodeId, __: Mapping[str, Any]) -> Mapping[str, Any]:
+        return self._founding.answer_whoami().to_map()
+
+    async def handle_promise(self, caller: NodeId, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        return self._founding.answer_promise(caller, proposal_from_map(body)).to_map()
+
+    async def accept(self, channel: Channel) -> None:
+        """A peer dialled a log channel."""
+        if self._raft is None:
+            channel.close()
+            return
+        await self._raft.accept(channel)
+
+
+def _founding_settings(config: NodeConfig) -> FoundingSettings:
+    cluster = config.cluster
+    return FoundingSettings(
+        cluster_name=cluster.cluster_name,
+        address=str(config.node.advertise_address),
+        seeds=tuple(str(seed) for seed in cluster.seed_nodes),
+        role=config.node.role,
+        voters_max=cluster.max_voters,
+        grace_seconds=cluster.founding_grace_seconds,
+    )

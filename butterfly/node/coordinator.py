@@ -1,0 +1,186 @@
+"""Carries out the coordinator's duties while this node leads.
+
+It decides nothing: ``coordinator_duty`` says what to do, and all it can do is propose. If this
+node only believes that it leads, its proposals never commit.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Final, assert_never
+
+from butterfly.config import NodeConfig
+from butterfly.node.consensus import Consensus
+from butterfly.node.model import ModelReader
+from butterfly.node.replica import Replica
+from butterfly.node.reports import Reports
+from butterfly_cluster.commands import AssignLayers, Command, ReportPlanProblem
+from butterfly_cluster.duties import (
+    Demote,
+    Duty,
+    MakePlan,
+    Observations,
+    Policy,
+    Promote,
+    Propose,
+    coordinator_duty,
+)
+from butterfly_cluster.state import AssignedStage, Member
+from butterfly_core.errors import ButterflyError, DoesNotFit
+from butterfly_core.ids import NodeId, short
+from butterfly_core.model import ModelSpec
+from butterfly_partition.planned import Demand, Machine, Plan
+from butterfly_partition.planner import plan
+
+log = logging.getLogger(__name__)
+
+_LOOK_SECONDS: Final = 0.1
+_PROPOSE_SECONDS: Final = 3.0
+_PAUSE_AFTER_FAILURE_SECONDS: Final = 0.5
+
+
+def policy_of(config: NodeConfig) -> Policy:
+    """The configuration's words as the coordinator's policy."""
+    cluster = config.cluster
+    return Policy(
+        quorum_size=cluster.quorum_size,
+        dead_after_seconds=cluster.dead_after_seconds,
+        plan_grace_seconds=cluster.plan_grace_seconds,
+        rebalance_when_idle=cluster.rebalance == "idle",
+        rebalance_after_seconds=cluster.rebalance_after_seconds,
+        max_voters=cluster.max_voters,
+    )
+
+
+class Coordinator:
+    """See the module."""
+
+    def __init__(
+        self,
+        me: NodeId,
+        config: NodeConfig,
+        *,
+        consensus: Consensus,
+        replica: Replica,
+        reports: Reports,
+        models: ModelReader,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._me = me
+        self._config = config
+        self._policy = policy_of(config)
+        self._consensus = consensus
+        self._replica = replica
+        self._reports = reports
+        self._models = models
+        self._clock = clock
+        self._leading_since: float | None = None
+        self._settled_since = 0.0
+        self._signature: tuple[object, ...] = ()
+
+    async def run(self) -> None:
+        """Look and act for ever."""
+        while True:
+            await self._replica.changed.wait(_LOOK_SECONDS)
+            duty = self._next_duty()
+            if duty is None:
+                continue
+            try:
+                await self._do(duty)
+            except ButterflyError as error:
+                log.warning("%s is not done, will look again: %s", type(duty).__name__, error)
+                await asyncio.sleep(_PAUSE_AFTER_FAILURE_SECONDS)
+
+    def _next_duty(self) -> Duty | None:
+        if self._consensus.leader != self._me:
+            self._leading_since = None
+            return None
+        now = self._clock()
+        if self._leading_since is None:
+            self._leading_since = self._settled_since = now
+            log.info("this node is the coordinator now (term %d)", self._consensus.term)
+        return coordinator_duty(self._replica.state, self._observe(now), self._policy)
+
+    def _observe(self, now: float) -> Observations:
+        state = self._replica.state
+        signature = tuple((member.node_id, member.engine) for member in state.live)
+        if signature != self._signature:
+            self._signature, self._settled_since = signature, now
+        return Observations(
+            silent_seconds=self._reports.silent_seconds(self._leading_since or now),
+            settled_seconds=now - self._settled_since,
+            voters=self._consensus.voters,
+            me=self._me,
+            active_requests=self._reports.active_requests,
+            described=self._models.described,
+            root_of=self._models.root_of if self._models.checkpoint else None,
+        )
+
+    async def _do(self, duty: Duty) -> None:
+        match duty:
+            case Propose(command=command):
+                await self._propose(command)
+            case MakePlan():
+                await self._make_plan(duty)
+            case Promote(node_id=node_id):
+                log.info("node %s becomes a voter", short(node_id))
+                await self._consensus.add_voter(node_id, timeout_seconds=_PROPOSE_SECONDS)
+            case Demote(node_id=node_id):
+                log.info("node %s is no voter any more", short(node_id))
+                await self._consensus.remove_voter(node_id, timeout_seconds=_PROPOSE_SECONDS)
+            case _:
+                assert_never(duty)
+
+    async def _propose(self, command: Command) -> None:
+        log.info("proposing %s", command.kind)
+        await self._consensus.propose(command, timeout_seconds=_PROPOSE_SECONDS)
+
+    async def _make_plan(self, duty: MakePlan) -> None:
+        state = self._replica.state
+        model = state.model
+        if model is None:
+            return
+        before = tuple(s.node_id for s in state.assignment.stages) if state.assignment else ()
+        try:
+            made = await asyncio.to_thread(
+                make_plan, model, duty.machines, self._config, order_hint=before
+            )
+        except DoesNotFit as error:
+            if state.plan_problem != str(error):
+                await self._propose(ReportPlanProblem(str(error)))
+            await asyncio.sleep(1.0)  # nothing changes until a machine does
+            return
+        engines = {member.node_id: member.engine or "" for member in duty.machines}
+        stages = tuple(
+            AssignedStage(stage.node_id, engines[stage.node_id], stage.layers)
+            for stage in made.stages
+        )
+        considered = tuple(sorted(engines.values()))
+        await self._propose(
+            AssignLayers(duty.epoch, stages, made.kv_tokens, model.identity, considered)
+        )
+
+
+def make_plan(
+    model: ModelSpec,
+    members: tuple[Member, ...],
+    config: NodeConfig,
+    *,
+    order_hint: tuple[NodeId, ...] = (),
+) -> Plan:
+    """Place the model on these members. Raises DoesNotFit."""
+    machines = [
+        Machine(member.node_id, member.capacity)
+        for member in members
+        if member.capacity is not None
+    ]
+    return plan(model, machines, demand_of(config), order_hint=order_hint)
+
+
+def demand_of(config: NodeConfig) -> Demand:
+    return Demand(
+        kv_tokens=config.engine.kv_cache_tokens,
+        workspace_bytes=config.engine.workspace_bytes,
+        objective=config.cluster.objective,
+    )

@@ -1,0 +1,87 @@
+"""The node's HTTP face: the API's server, and what it shows of this node."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from butterfly.api.app import make_app
+from butterfly.api.limits import ApiLimits
+from butterfly.api.server import ApiServer
+from butterfly.api.views import Check
+from butterfly.config import NodeConfig
+from butterfly.node.engine import Engine
+from butterfly.node.gauges import Gauges
+from butterfly.node.local import Local
+from butterfly.node.replica import Replica
+from butterfly.node.serving import Ingress
+from butterfly.node.status import Surroundings, readiness_view, status_view
+from butterfly_telemetry.loop_lag import LoopLagSampler
+from butterfly_telemetry.metric_table import LOOP_LAG
+from butterfly_telemetry.metrics import HttpMetrics, Metrics
+from butterfly_weights.cache_files import clear
+
+log = logging.getLogger(__name__)
+
+
+class Face:
+    """Implements the API's ``NodeView``; owns the metrics and the HTTP server."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        *,
+        local: Local,
+        replica: Replica,
+        ingress: Ingress,
+        engine: Engine,
+        surroundings: Callable[[], Surroundings],
+        cache: Path | None,
+        api_keys: frozenset[str],
+    ) -> None:
+        self._local = local
+        self._replica = replica
+        self._surroundings = surroundings
+        self._cache = cache
+        metrics = Metrics()
+        gauges = Gauges(metrics, local, replica, engine, surroundings, cache)
+        metrics.before_render(gauges.read)
+        self._lag = LoopLagSampler(lambda lag: metrics.observe(LOOP_LAG, lag))
+        limits = ApiLimits(context_tokens_max=config.engine.kv_cache_tokens)
+        app = make_app(
+            self,
+            ingress,
+            metrics.render,
+            api_keys=api_keys,
+            limits=limits,
+            observer=HttpMetrics(metrics),
+        )
+        self._server = ApiServer(app, config.node.http_address, limits=limits)
+
+    def status(self) -> Mapping[str, Any]:
+        return status_view(self._replica.state, self._local, self._surroundings())
+
+    def readiness(self) -> Sequence[Check]:
+        return readiness_view(self._replica.state, self._local, self._surroundings())
+
+    async def clear_cache(self) -> int:
+        if self._cache is None:
+            return 0
+        return await asyncio.to_thread(clear, self._cache)
+
+    async def start(self) -> None:
+        """Listen. Raises ConfigError when the port is taken."""
+        address = await self._server.start()
+        log.info("HTTP on http://%s (/status, /v1)", address)
+
+    async def watch(self) -> None:
+        """Sample the event loop's lag for ever."""
+        await self._lag.run()
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Refuse new requests and let open answers end."""
+        await self._server.close(grace_seconds=grace_seconds)
+
+    async def close(self) -> None:
+        await self._server.close()

@@ -1,0 +1,119 @@
+"""What a node knows of itself beside the log: its life, its facts, its progress, its problems.
+
+One mutable object on one event loop. Everything that watches (status, metrics, readiness)
+reads from here and from the replica; nothing is pushed.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from butterfly.channel import Progressed
+from butterfly.node.pulse import Pulse
+from butterfly_cluster.lifecycle import Node, NodeState, Phase
+from butterfly_cluster.node_duties import Facts
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something a person should know now; it goes when it is over."""
+
+    code: str
+    message: str
+    file: str | None = None
+    tensor: str | None = None
+
+
+@dataclass(slots=True)
+class Local:
+    """``changed`` pulses when anything here that others wait for has changed."""
+
+    facts: Facts
+    node: Node = field(default_factory=Node)
+    phase: Phase = Phase.COLD_START
+    progress: Progressed | None = None
+    problems: dict[str, Problem] = field(default_factory=dict)
+    changed: Pulse = field(default_factory=Pulse)
+    started_at: float = field(default_factory=time.monotonic)
+    phase_seconds: dict[str, float] = field(default_factory=dict)
+    loading_since: float = 0.0
+    bytes_from_source_total: int = 0
+    bytes_from_cache_total: int = 0
+    verification_failures_total: int = 0
+    engine_statistics: Mapping[str, int] = field(default_factory=dict)
+    draining: bool = False
+    _phase_since: float = field(default_factory=time.monotonic)
+
+    def set_facts(self, **changes: object) -> None:
+        """Replace some facts, and wake who waits for them."""
+        self.facts = replace(self.facts, **changes)  # type: ignore[arg-type] # names are checked
+        self.changed.notify()
+
+    def enter(self, phase: Phase) -> None:
+        """Note the phase, and how long the one before it took."""
+        if phase is self.phase:
+            return
+        now = time.monotonic()
+        spent = self.phase_seconds.get(self.phase.value, 0.0)
+        self.phase_seconds[self.phase.value] = spent + now - self._phase_since
+        self._phase_since = now
+        self.phase = phase
+        if phase is Phase.LOADING_WEIGHTS:
+            self.loading_since = now
+        if phase is Phase.SERVING and "total" not in self.phase_seconds:
+            self.phase_seconds["total"] = now - self.started_at
+        self.changed.notify()
+
+    def report(self, problem: Problem) -> bool:
+        """Add or replace a problem; True when it is news."""
+        news = self.problems.get(problem.code) != problem
+        self.problems[problem.code] = problem
+        return news
+
+    def solved(self, code: str) -> None:
+        self.problems.pop(code, None)
+
+    @property
+    def bytes_from_source(self) -> int:
+        """Weight bytes fetched since the start, the present load's too."""
+        return self.bytes_from_source_total + (
+            self.progress.bytes_from_source if self._is_loading and self.progress else 0
+        )
+
+    @property
+    def bytes_from_cache(self) -> int:
+        """Weight bytes read from the disk cache since the start, the present load's too."""
+        return self.bytes_from_cache_total + (
+            self.progress.bytes_from_cache if self._is_loading and self.progress else 0
+        )
+
+    @property
+    def _is_loading(self) -> bool:
+        return self.phase is Phase.LOADING_WEIGHTS
+
+    @property
+    def uptime_seconds(self) -> float:
+        return time.monotonic() - self.started_at
+
+    @property
+    def progress_percent(self) -> float:
+        """Of the present load; 0 before it, 100 once the weights are here."""
+        if self.node.state in (NodeState.READY, NodeState.OPERATIONAL):
+            return 100.0
+        if self.node.state is not NodeState.LOADING or self.progress is None:
+            return 0.0
+        if not self.progress.bytes_total:
+            return 100.0
+        return round(100.0 * self.progress.bytes_done / self.progress.bytes_total, 1)
+
+    @property
+    def eta_seconds(self) -> float | None:
+        """Until the present load ends, at its rate so far; None when that is unknown."""
+        if self.node.state in (NodeState.READY, NodeState.OPERATIONAL):
+            return 0.0
+        progress = self.progress
+        if self.node.state is not NodeState.LOADING or progress is None or not progress.bytes_done:
+            return None
+        elapsed = time.monotonic() - self.loading_since
+        left = progress.bytes_total - progress.bytes_done
+        return round(elapsed * left / progress.bytes_done, 1)

@@ -1,0 +1,105 @@
+"""The model as this node reads it from its source: headers and small files, never weights.
+
+Reading blocks, so it runs in a thread. A source that fails is asked again; what is wrong with
+it is kept for the status page.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from butterfly.channel import ModelSource
+from butterfly.config import ModelSection
+from butterfly.node.local import Local, Problem
+from butterfly_cluster.commands import DescribeModel
+from butterfly_core.errors import ButterflyError
+from butterfly_text.model import TextModel
+from butterfly_weights.checkpoint import Checkpoint, read_checkpoint
+from butterfly_weights.merkle import model_root
+from butterfly_weights.source import SourceOptions, open_source
+from butterfly_weights.spec import model_spec
+
+log = logging.getLogger(__name__)
+
+PROBLEM_CODE = "model_source"
+_RETRY_FIRST_SECONDS = 1.0
+_RETRY_MAX_SECONDS = 10.0
+
+
+class ModelReader:
+    """Holds the newest reading; ``checkpoint`` is None until one succeeded."""
+
+    def __init__(
+        self, section: ModelSection, local: Local, *, embedded_root: Path, cache: Path | None
+    ) -> None:
+        self._section = section
+        self._local = local
+        self._embedded_root = embedded_root
+        self._cache = cache
+        self._reading = asyncio.Lock()
+        self.checkpoint: Checkpoint | None = None
+        self.described: DescribeModel | None = None
+        self.text: TextModel | None = None
+
+    @property
+    def name(self) -> str:
+        return self._section.name or Path(self._section.source_path.rstrip("/")).name
+
+    def engine_source(self) -> ModelSource:
+        """The same source, as the engine process opens it."""
+        section = self._section
+        embedded = section.source_type == "embedded"
+        path = str(self._embedded_root / section.source_path) if embedded else section.source_path
+        return ModelSource(
+            source_type="filesystem" if embedded else section.source_type,
+            source_path=path,
+            endpoint_url=section.endpoint_url,
+            region=section.region,
+            cache_directory=str(self._cache) if self._cache else None,
+            cache_bytes_max=section.cache_bytes_max,
+        )
+
+    def root_of(self, part_digests: Mapping[str, str]) -> str:
+        """The Merkle root that these digests make with this source's small files."""
+        assert self.checkpoint is not None
+        assert self.described is not None
+        layers = self.described.spec.layer_count
+        return model_root(self.checkpoint.small_files, part_digests, layers)
+
+    async def read_until_known(self) -> None:
+        """Read, again and again until it succeeds once."""
+        pause = _RETRY_FIRST_SECONDS
+        while not await self.refresh():
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _RETRY_MAX_SECONDS)
+
+    async def refresh(self) -> bool:
+        """Read the source anew; False when it failed, and why is among the problems."""
+        async with self._reading:
+            try:
+                checkpoint, described, text = await asyncio.to_thread(self._read)
+            except (ButterflyError, OSError) as error:
+                if self._local.report(Problem(PROBLEM_CODE, str(error))):
+                    log.error("cannot read the model: %s", error)
+                return False
+        self.checkpoint, self.described, self.text = checkpoint, described, text
+        self._local.solved(PROBLEM_CODE)
+        self._local.changed.notify()
+        return True
+
+    def _read(self) -> tuple[Checkpoint, DescribeModel, TextModel]:
+        source = open_source(
+            self._section.source_type,
+            self._section.source_path,
+            endpoint_url=self._section.endpoint_url,
+            region=self._section.region,
+            options=SourceOptions(embedded_root=self._embedded_root),
+        )
+        try:
+            checkpoint = read_checkpoint(source)
+        finally:
+            source.close()
+        spec = model_spec(checkpoint, self.name)
+        digests = checkpoint.manifest.part_digests() if checkpoint.manifest else {}
+        return checkpoint, DescribeModel(spec, digests), TextModel(checkpoint.small_files)

@@ -1,0 +1,314 @@
+"""The composition root of the node process: every part is made here, and only here.
+
+Parts know each other through what is handed in. The lifetime of everything is one TaskGroup:
+when one part fails for good, the node ends and says why.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from butterfly import __version__
+from butterfly.api.auth import load_api_keys
+from butterfly.channel import EngineSettings
+from butterfly.config import NodeConfig
+from butterfly.node.addresses import AddressBook
+from butterfly.node.consensus import Consensus
+from butterfly.node.coordinator import Coordinator, policy_of
+from butterfly.node.effects import Effects
+from butterfly.node.engine import Engine
+from butterfly.node.face import Face
+from butterfly.node.links import Links
+from butterfly.node.listening import EngineEars
+from butterfly.node.local import Local
+from butterfly.node.model import ModelReader
+from butterfly.node.replica import Replica
+from butterfly.node.reports import Reports
+from butterfly.node.runner import Runner
+from butterfly.node.serving import HeadDesk, Ingress
+from butterfly.node.status import Surroundings, admission_problem
+from butterfly.node.telling import leave_cluster, tell_the_cluster
+from butterfly_cluster.commands import RegisterMember
+from butterfly_cluster.identity import DataDir
+from butterfly_cluster.lifecycle import DrainRequested, NodeState, Phase, Started
+from butterfly_cluster.node_duties import Facts
+from butterfly_core.ids import NodeId, short
+from butterfly_wire.identity import TlsIdentity
+from butterfly_wire.listener import PeerListener
+from butterfly_wire.pool import PeerPool
+from butterfly_wire.secret import ClusterSecret, insecure_secret, load_secret
+
+log = logging.getLogger(__name__)
+
+ADMISSION_LEASE_SECONDS: Final = {"lan": 2.0, "wan": 8.0}
+DRAIN_SECONDS: Final = 20.0
+_JOINING_PHASES: Final = (Phase.DISCOVERY, Phase.ELECTION, Phase.ASSIGNMENT)
+
+
+EMBEDDED_ROOT: Final = Path(__file__).parents[1] / "demo_model"
+
+
+class Stopped(Exception):
+    """The node drained and left; ends the TaskGroup."""
+
+
+class NodeProgram:
+    """One node. ``run`` returns after a drain, and raises when a part fails for good."""
+
+    def __init__(self, config: NodeConfig, data_dir: DataDir) -> None:
+        self._config = config
+        self._me = me = data_dir.identity.node_id
+        self._policy = policy_of(config)
+        self._local = local = Local(Facts(_registration(config, me)))
+        self._replica = replica = Replica(local.changed)
+        tls = TlsIdentity(_secret(config), me)
+        name = config.cluster.cluster_name
+        self._listener = PeerListener(config.node.bind_address, tls, cluster_name=name, node_id=me)
+        self._pool = pool = PeerPool(tls, cluster_name=name, node_id=me)
+        self._addresses = addresses = AddressBook(
+            data_dir.path / "peers.json", lambda: replica.state
+        )
+        self._consensus = Consensus(
+            config, data_dir, local, tls=tls, pool=pool, addresses=addresses, replica=replica
+        )
+        self._models = ModelReader(
+            config.model,
+            local,
+            embedded_root=EMBEDDED_ROOT,
+            cache=cache_directory(config),
+        )
+        self._engine = Engine(
+            _engine_settings(config),
+            log_path=data_dir.path / "engine.log",
+            on_message=lambda message: self._ears.hear(message),
+            on_death=lambda reason: self._ears.mourn(reason),
+        )
+        self._links = Links(
+            me,
+            mode=config.security.data_plane,
+            listener=self._listener,
+            pool=pool,
+            addresses=addresses,
+            engine=self._engine,
+            epoch=lambda: local.node.epoch,
+            state=lambda: replica.state,
+        )
+        self._desk = HeadDesk(self._engine, replica, me)
+        self._ingress = Ingress(
+            me,
+            local,
+            replica=replica,
+            models=self._models,
+            desk=self._desk,
+            pool=pool,
+            addresses=addresses,
+            admission_problem=self._admission_problem,
+        )
+        self._reports = Reports(
+            me,
+            local,
+            pool=pool,
+            addresses=addresses,
+            leader=lambda: self._consensus.leader,
+            active_requests=lambda: self._ingress.active_requests,
+            state=lambda: replica.state,
+        )
+        self._effects = Effects(
+            me,
+            local,
+            replica=replica,
+            models=self._models,
+            engine=self._engine,
+            links=self._links,
+            join=self._consensus.join,
+            leave=self._leave,
+        )
+        self._runner = Runner(local, replica, self._effects.handlers(), look=self._look)
+        self._ears = EngineEars(
+            me,
+            local,
+            effects=self._effects,
+            desk=self._desk,
+            post=self._runner.post,
+            capacity_share=config.node.capacity,
+        )
+        self._coordinator = Coordinator(
+            me,
+            config,
+            consensus=self._consensus,
+            replica=replica,
+            reports=self._reports,
+            models=self._models,
+        )
+        keys_file = config.security.api_keys_file
+        self._face = Face(
+            config,
+            local=local,
+            replica=replica,
+            ingress=self._ingress,
+            surroundings=self._surroundings,
+            cache=cache_directory(config),
+            api_keys=load_api_keys(keys_file) if keys_file else frozenset(),
+            engine=self._engine,
+        )
+        self._left = asyncio.Event()
+
+    def log_context(self) -> Mapping[str, object]:
+        """What every line of the log says of this node."""
+        local = self._local
+        return {
+            "node": short(self._me),
+            "phase": local.phase.value,
+            "progress": local.progress_percent,
+        }
+
+    def drain(self) -> None:
+        """Stop admitting, let running answers end, leave the cluster, return from ``run``."""
+        if self._local.draining:
+            return
+        log.info("leaving the cluster")
+        self._local.draining = True
+        self._runner.post(DrainRequested())
+
+    async def run(self) -> None:
+        """Raises ConfigError before anything runs when a port is taken."""
+        self._answer_calls()
+        await self._listener.start()
+        try:
+            await self._face.start()
+            try:
+                await self._live()
+            finally:
+                await self._face.close()
+        finally:
+            await self._pool.close()
+            await self._listener.close()
+
+    async def _live(self) -> None:
+        self._runner.post(Started())
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                parts = [
+                    self._consensus.run(),
+                    self._runner.run(),
+                    self._models.read_until_known(),
+                    self._reports.run(),
+                    self._links.run(),
+                    self._coordinator.run(),
+                    self._face.watch(),
+                    tell_the_cluster(self._consensus, self._replica, self._local),
+                    self._end_when_left(),
+                ]
+                if self._config.node.capacity > 0:
+                    parts.append(self._engine.run())
+                for part in parts:
+                    tasks.create_task(part)
+        except* Stopped:
+            log.info("left the cluster")
+
+    async def _end_when_left(self) -> None:
+        await self._left.wait()
+        raise Stopped
+
+    async def _leave(self) -> None:
+        await self._face.drain(DRAIN_SECONDS)
+        await leave_cluster(self._consensus, self._replica, self._me)
+        self._left.set()
+
+    def _answer_calls(self) -> None:
+        listener = self._listener
+        listener.on_call("whoami", self._consensus.handle_whoami)
+        listener.on_call("promise", self._consensus.handle_promise)
+        listener.on_call("report", self._reports.handle)
+        listener.on_call("open_link", self._links.handle_open)
+        listener.on_stream("generate", self._desk.handle_generate)
+        listener.on_channel("raft", self._consensus.accept)
+
+    def _look(self) -> None:
+        """Bring the local facts up to date before each decision."""
+        local = self._local
+        problem = self._admission_problem()
+        if problem != local.facts.problem:
+            local.set_facts(problem=problem)
+        if local.node.state is NodeState.JOINING and local.phase in _JOINING_PHASES:
+            local.enter(self._joining_phase())
+        self._addresses.save()
+
+    def _joining_phase(self) -> Phase:
+        if not self._consensus.joined:
+            return Phase.DISCOVERY
+        return Phase.ELECTION if self._consensus.leader is None else Phase.ASSIGNMENT
+
+    def _admission_problem(self) -> str | None:
+        return admission_problem(
+            self._replica.state,
+            self._policy,
+            joined=self._consensus.joined,
+            leader_silent_seconds=self._consensus.leader_silent_seconds,
+            lease=ADMISSION_LEASE_SECONDS[self._config.cluster.profile],
+        )
+
+    def _surroundings(self) -> Surroundings:
+        config, consensus = self._config, self._consensus
+        return Surroundings(
+            me=self._me,
+            cluster_name=config.cluster.cluster_name,
+            cluster_id=consensus.cluster_id,
+            coordinator=consensus.leader,
+            term=consensus.term,
+            commit_index=consensus.commit_index,
+            leader_changes=consensus.leader_changes,
+            voters=consensus.voters,
+            reports={**self._reports.newest, self._me: self._reports.own()},
+            source=f"{config.model.source_type}:{config.model.source_path}",
+            security=_security_view(config),
+            policy=self._policy,
+            admission_problem=self._admission_problem(),
+        )
+
+
+def cache_directory(config: NodeConfig) -> Path | None:
+    """Where this node keeps proven tensors, or None when it keeps none."""
+    if config.model.cache == "off" or config.model.source_type == "embedded":
+        return None
+    return config.node.data_dir / "cache"
+
+
+def _secret(config: NodeConfig) -> ClusterSecret:
+    file = config.security.cluster_secret_file
+    return load_secret(file) if file else insecure_secret(config.cluster.cluster_name)
+
+
+def _security_view(config: NodeConfig) -> Mapping[str, Any]:
+    return {
+        "data_plane": config.security.data_plane,
+        "insecure": config.security.insecure or config.security.cluster_secret_file is None,
+        "authenticated": config.security.cluster_secret_file is not None,
+        "api_keys": config.security.api_keys_file is not None,
+    }
+
+
+def _registration(config: NodeConfig, me: NodeId) -> RegisterMember:
+    return RegisterMember(
+        me,
+        config.node.advertise_address,
+        config.node.http_address,
+        config.node.role,
+        __version__,
+        carries_layers=config.node.capacity > 0,
+    )
+
+
+def _engine_settings(config: NodeConfig) -> EngineSettings:
+    engine = config.engine
+    return EngineSettings(
+        device=config.node.device,
+        dtype=config.model.dtype,
+        threads=engine.threads,
+        block_size=engine.block_size,
+        step_tokens_max=engine.step_tokens_max,
+        sequences_max=engine.sequences_max,
+        requests_waiting_max=engine.requests_waiting_max,
+    )

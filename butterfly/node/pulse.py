@@ -1,0 +1,28 @@
+"""A signal that something changed, for any number of waiters on one event loop."""
+
+import asyncio
+
+
+class Pulse:
+    """``notify`` wakes everybody who waits now. A waiter looks again at what it waits for."""
+
+    def __init__(self) -> None:
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    def notify(self) -> None:
+        for future in self._waiting:
+            if not future.done():
+                future.set_result(None)
+        self._waiting.clear()
+
+    async def wait(self, timeout_seconds: float) -> None:
+        """Until the next ``notify``, or the time is over."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.add(future)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await future
+        except TimeoutError:
+            pass
+        finally:
+            self._waiting.discard(future)

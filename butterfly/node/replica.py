@@ -1,0 +1,41 @@
+"""This node's copy of the replicated state, fed by committed log entries and nothing else."""
+
+import logging
+
+from butterfly.node.pulse import Pulse
+from butterfly_cluster.apply import apply
+from butterfly_cluster.commands import decode_command
+from butterfly_cluster.state import ClusterState, decode_state, encode_state
+from butterfly_core.errors import ProtocolViolation
+
+log = logging.getLogger(__name__)
+
+
+class Replica:
+    """Holds the newest ``state``; ``changed`` pulses after every committed entry."""
+
+    def __init__(self, changed: Pulse) -> None:
+        self.state = ClusterState()
+        self.changed = changed
+        self.rejected_total = 0
+
+    def apply(self, index: int, body: bytes) -> None:
+        """Take one committed entry; never raises: an entry that is no command is counted."""
+        try:
+            command = decode_command(body)
+        except ProtocolViolation as error:
+            self.rejected_total += 1
+            log.error("log entry %d is ignored: %s", index, error)
+            return
+        before = self.state
+        self.state = apply(before, index, command)
+        if before.epoch != self.state.epoch:
+            log.info("epoch %d: a new plan is committed", self.state.epoch)
+        self.changed.notify()
+
+    def snapshot(self) -> bytes:
+        return encode_state(self.state)
+
+    def restore(self, data: bytes) -> None:
+        self.state = decode_state(data)
+        self.changed.notify()

@@ -1,0 +1,232 @@
+"""Requests: where a client is connected (ingress), and where the pipeline begins (head).
+
+The ingress owns the request: its prompt, what was emitted of the answer, its sampling
+parameters. It submits to the head of the active epoch. When that epoch ends under it, it
+submits prompt + emitted to the next one: sampling is counter-based, so the answer goes on as
+it would have. Tokens that a client was given are never given again.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from pydantic import TypeAdapter, ValidationError
+
+from butterfly.channel import Cancel, Emitted, Submit
+from butterfly.node.addresses import AddressBook
+from butterfly.node.engine import Engine
+from butterfly.node.local import Local
+from butterfly.node.model import ModelReader
+from butterfly.node.replica import Replica
+from butterfly_cluster.lifecycle import NodeState
+from butterfly_core.errors import (
+    EngineLost,
+    NotServing,
+    ProtocolViolation,
+    Refused,
+    RequestError,
+    Unreachable,
+)
+from butterfly_core.generation import FinishReason, GenerationRequest, TokensEmitted
+from butterfly_core.ids import NodeId
+from butterfly_text.model import TextModel
+from butterfly_wire.pool import PeerPool
+
+log = logging.getLogger(__name__)
+
+RESUME_SECONDS: Final = 60.0
+_RESUMES_MAX: Final = 8
+_LOOK_SECONDS: Final = 0.2
+_REQUESTS_MAX: Final = 4096
+_REQUEST = TypeAdapter(GenerationRequest)
+_TOKENS = TypeAdapter(TokensEmitted)
+_LOST = (Unreachable, EngineLost, Refused)
+
+
+class HeadDesk:
+    """The requests that this node's engine works on, as long as it is the head."""
+
+    def __init__(self, engine: Engine, replica: Replica, me: NodeId) -> None:
+        self._engine = engine
+        self._replica = replica
+        self._me = me
+        self._open: dict[str, asyncio.Queue[TokensEmitted | EngineLost]] = {}
+
+    @property
+    def active_requests(self) -> int:
+        return len(self._open)
+
+    def deliver(self, message: Emitted) -> None:
+        """Tokens came from the engine."""
+        for tokens in message.tokens:
+            queue = self._open.get(tokens.request_id)
+            if queue is not None:
+                queue.put_nowait(tokens)
+
+    def lose_all(self, reason: str) -> None:
+        """The engine or its pipeline is gone: every answer under way must go on elsewhere."""
+        for queue in self._open.values():
+            queue.put_nowait(EngineLost(reason))
+
+    async def generate(
+        self, request: GenerationRequest, epoch: int
+    ) -> AsyncIterator[TokensEmitted]:
+        """The request's tokens as the last stage emits them. Raises EngineLost, RequestError."""
+        self._check(request, epoch)
+        queue: asyncio.Queue[TokensEmitted | EngineLost] = asyncio.Queue()
+        self._open[request.request_id] = queue
+        finished = False
+        try:
+            await self._engine.send(Submit(epoch, request))
+            while not finished:
+                piece = await queue.get()
+                if isinstance(piece, EngineLost):
+                    finished = True
+                    raise piece
+                finished = piece.finish is not None
+                if piece.finish is FinishReason.ERROR:
+                    raise _error_of(piece.error or "the engine gave no reason")
+                yield piece
+        finally:
+            del self._open[request.request_id]
+            if not finished:
+                await self._engine.send(Cancel(request.request_id))
+
+    def _check(self, request: GenerationRequest, epoch: int) -> None:
+        state = self._replica.state
+        if state.assignment is None or state.assignment.head != self._me or epoch != state.epoch:
+            raise Refused(f"this node is not the head of epoch {epoch}")
+        if request.request_id in self._open:
+            raise RequestError(f"request {request.request_id} is under way already")
+        if len(self._open) >= _REQUESTS_MAX:
+            raise NotServing(f"{_REQUESTS_MAX} requests are under way", phase="serving")
+
+    async def handle_generate(
+        self, caller: NodeId, body: Mapping[str, Any]
+    ) -> AsyncIterator[Mapping[str, Any]]:
+        """Another node's ingress submits here."""
+        try:
+            request = _REQUEST.validate_python(body.get("request"))
+            epoch = int(body.get("epoch", 0))
+        except (ValidationError, TypeError, ValueError) as error:
+            raise ProtocolViolation(f"not a generation request: {error}") from error
+        async for tokens in self.generate(request, epoch):
+            yield _TOKENS.dump_python(tokens, mode="json")
+
+
+def _error_of(told: str) -> Exception:
+    """The engine's words as the error they were there (``Name: message``)."""
+    name, _, message = told.partition(": ")
+    if name == "RequestError":
+        return RequestError(message)
+    if name == "NotServing":
+        return NotServing(message, phase="serving")
+    return EngineLost(told)
+
+
+class Ingress:
+    """Answers clients that are connected to this node, whoever is the head."""
+
+    def __init__(
+        self,
+        me: NodeId,
+        local: Local,
+        *,
+        replica: Replica,
+        models: ModelReader,
+        desk: HeadDesk,
+        pool: PeerPool,
+        addresses: AddressBook,
+        admission_problem: Callable[[], str | None],
+    ) -> None:
+        self._me = me
+        self._local = local
+        self._replica = replica
+        self._models = models
+        self._desk = desk
+        self._pool = pool
+        self._addresses = addresses
+        self._admission_problem = admission_problem
+        self.active_requests = 0
+
+    def model_name(self) -> str:
+        return self._replica.state.model.name if self._replica.state.model else self._models.name
+
+    def text(self) -> TextModel:
+        """Raises NotServing until validated weights serve, and the phase that this node is in."""
+        self._check_serving()
+        if self._models.text is None:
+            raise NotServing("the tokenizer is not read yet", phase=self._local.phase.value)
+        return self._models.text
+
+    def _check_serving(self) -> None:
+        phase = self._local.phase.value
+        if self._local.draining:
+            raise NotServing("this node is leaving; ask another one", phase="draining")
+        problem = self._admission_problem()
+        if problem is not None:
+            raise NotServing(f"not serving ({phase}): {problem}", phase=phase)
+        in_pipeline = self._local.node.state is NodeState.OPERATIONAL
+        spare = self._local.node.state is NodeState.JOINING and self._replica.state.is_active
+        if not in_pipeline and not spare:
+            raise NotServing(f"the cluster is not operational yet ({phase})", phase=phase)
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokensEmitted]:
+        """The whole answer, over as many epochs as it takes. Raises NotServing, RequestError."""
+        self._check_serving()
+        if self._models.text is not None and not request.ignore_eos:
+            stops = {*request.stop_token_ids, *self._models.text.eos_token_ids}
+            request = replace(request, stop_token_ids=tuple(sorted(stops)))
+        self.active_requests += 1
+        try:
+            async for tokens in self._over_epochs(request):
+                yield tokens
+        finally:
+            self.active_requests -= 1
+
+    async def _over_epochs(self, request: GenerationRequest) -> AsyncIterator[TokensEmitted]:
+        for _ in range(_RESUMES_MAX):
+            epoch, head = await self._active_epoch()
+            attempt = replace(request, request_id=f"{request.request_id}-{epoch}")
+            try:
+                async for piece in self._from_head(head, epoch, attempt):
+                    emitted = (*request.emitted, *piece.token_ids)
+                    request = replace(request, emitted=emitted)
+                    yield replace(piece, request_id=request.request_id)
+                    if piece.finish is not None:
+                        return
+                raise Unreachable("the head ended the answer without its last token")
+            except _LOST as error:
+                log.warning("an answer lost its pipeline and will go on: %s", error)
+                await self._replica.changed.wait(_LOOK_SECONDS)
+        raise NotServing(
+            f"the pipeline broke {_RESUMES_MAX} times under this answer", phase="assignment"
+        )
+
+    async def _active_epoch(self) -> tuple[int, NodeId]:
+        deadline = asyncio.get_running_loop().time() + RESUME_SECONDS
+        while True:
+            state = self._replica.state
+            if state.is_active and state.assignment is not None:
+                return state.epoch, state.assignment.head
+            if asyncio.get_running_loop().time() > deadline:
+                raise NotServing(
+                    f"no pipeline came back within {RESUME_SECONDS:.0f} s",
+                    phase=self._local.phase.value,
+                    retry_after_seconds=10,
+                )
+            await self._replica.changed.wait(_LOOK_SECONDS)
+
+    async def _from_head(
+        self, head: NodeId, epoch: int, request: GenerationRequest
+    ) -> AsyncIterator[TokensEmitted]:
+        if head == self._me:
+            async for tokens in self._desk.generate(request, epoch):
+                yield tokens
+            return
+        body = {"epoch": epoch, "request": _REQUEST.dump_python(request, mode="json")}
+        address = self._addresses.of(head)
+        async for piece in self._pool.stream(address, "generate", body, expect=head):
+            yield _TOKENS.validate_python(piece)

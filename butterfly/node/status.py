@@ -1,0 +1,167 @@
+"""The cluster and the node as ``GET /status`` and ``GET /readiness`` show them. Pure views."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from butterfly import __version__
+from butterfly.api.views import Check
+from butterfly.node.local import Local
+from butterfly_cluster.duties import Policy
+from butterfly_cluster.state import ClusterState, Member
+from butterfly_core.ids import ClusterId, NodeId
+
+_ERRORS_MAX = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the views need beside the state: consensus, reports, configuration."""
+
+    me: NodeId
+    cluster_name: str
+    cluster_id: ClusterId | None
+    coordinator: NodeId | None
+    term: int
+    commit_index: int
+    leader_changes: int
+    voters: frozenset[NodeId]
+    reports: Mapping[NodeId, Mapping[str, Any]]
+    source: str
+    security: Mapping[str, Any]
+    policy: Policy
+    admission_problem: str | None
+
+
+def status_view(state: ClusterState, local: Local, around: Surroundings) -> dict[str, Any]:
+    """The document of ``GET /status``; the seed's fields first."""
+    stage = state.assignment.stage_of(around.me) if state.assignment else None
+    return {
+        "state": local.node.state.value,
+        "phase": local.phase.value,
+        "progress_percent": local.progress_percent,
+        "eta_seconds": local.eta_seconds,
+        "cluster_size": len(state.live),
+        "coordinator": around.coordinator,
+        "node_id": around.me,
+        "cluster_id": around.cluster_id,
+        "cluster_name": around.cluster_name,
+        "epoch": state.epoch,
+        "layers": str(stage.layers) if stage else None,
+        "merkle_root": state.validated_root,
+        "model": _model_view(state, around.source),
+        "members": [_member_view(member, state, around) for member in _by_age(state)],
+        "errors": _errors(state, local, around)[:_ERRORS_MAX],
+        "term": around.term,
+        "commit_index": around.commit_index,
+        "version": __version__,
+        "uptime_seconds": round(local.uptime_seconds, 1),
+        "init_seconds": {name: round(spent, 3) for name, spent in local.phase_seconds.items()},
+        "security": dict(around.security),
+    }
+
+
+def _by_age(state: ClusterState) -> list[Member]:
+    return sorted(state.members.values(), key=lambda member: (member.joined_index, member.node_id))
+
+
+def _model_view(state: ClusterState, source: str) -> dict[str, Any] | None:
+    if state.model is None:
+        return None
+    return {
+        "name": state.model.name,
+        "architecture": state.model.architecture,
+        "layer_count": state.model.layer_count,
+        "total_bytes": state.model.total_bytes,
+        "source": source,
+        "revision": state.model.revision,
+        "manifest_root": state.model.manifest_root,
+    }
+
+
+def _member_view(member: Member, state: ClusterState, around: Surroundings) -> dict[str, Any]:
+    stage = state.assignment.stage_of(member.node_id) if state.assignment else None
+    report = around.reports.get(member.node_id, {})
+    return {
+        "node_id": member.node_id,
+        "address": str(member.address),
+        "http_address": str(member.http_address),
+        "role": member.role,
+        "version": member.version,
+        "voter": member.node_id in around.voters,
+        "alive": member.alive,
+        "state": report.get("state") if member.alive else "COLD",
+        "phase": report.get("phase") if member.alive else None,
+        "progress_percent": report.get("progress_percent", 0.0),
+        "layers": str(stage.layers) if stage else None,
+        "device": member.capacity.device if member.capacity else None,
+        "device_name": member.capacity.device_name if member.capacity else None,
+        "memory_free_bytes": member.capacity.memory_free_bytes if member.capacity else None,
+        "bytes_done": report.get("bytes_done", 0),
+        "bytes_total": report.get("bytes_total", 0),
+        "bytes_from_source": report.get("bytes_from_source", 0),
+        "bytes_from_cache": report.get("bytes_from_cache", 0),
+        "active_requests": report.get("active_requests", 0),
+    }
+
+
+def _errors(state: ClusterState, local: Local, around: Surroundings) -> list[dict[str, Any]]:
+    found = [
+        _error(problem.code, problem.message, around.me, problem.file, problem.tensor)
+        for problem in local.problems.values()
+    ]
+    found += [
+        _error(failure.code, failure.message, failure.node_id, failure.file, failure.tensor)
+        for failure in state.failures.values()
+        if failure.node_id != around.me or "load_failed" not in local.problems
+    ]
+    if state.plan_problem:
+        found.append(_error("no_plan", state.plan_problem, around.coordinator))
+    if around.admission_problem:
+        found.append(_error("not_admitting", around.admission_problem, around.me))
+    return found
+
+
+def _error(
+    code: str, message: str, node_id: str | None, file: str | None = None, tensor: str | None = None
+) -> dict[str, Any]:
+    return {"code": code, "message": message, "node_id": node_id, "file": file, "tensor": tensor}
+
+
+def admission_problem(
+    state: ClusterState, policy: Policy, *, joined: bool, leader_silent_seconds: float, lease: float
+) -> str | None:
+    """Why new requests are refused although the pipeline may stand, or None."""
+    if not joined:
+        return "this node has not joined a cluster yet"
+    if leader_silent_seconds > lease:
+        return (
+            f"no coordinator heard for {leader_silent_seconds:.1f} s: this node may be in a "
+            "minority; check that a majority of the voters runs and can be reached"
+        )
+    live = len(state.live)
+    if live < policy.quorum_size:
+        return f"no quorum: {live} of {policy.quorum_size} members are up ([cluster] quorum_size)"
+    return None
+
+
+def readiness_view(state: ClusterState, local: Local, around: Surroundings) -> Sequence[Check]:
+    """Every condition for serving, in the order in which they come true."""
+    joined = around.cluster_id is not None
+    live, wanted = len(state.live), around.policy.quorum_size
+    validated = 0 < state.validated_epoch == state.epoch
+    return (
+        Check("joined", joined, f"cluster {around.cluster_id}" if joined else "not joined yet"),
+        Check(
+            "coordinator", around.coordinator is not None, f"{around.coordinator or 'none heard'}"
+        ),
+        Check("quorum", live >= wanted, f"{live} members are up, {wanted} needed"),
+        Check(
+            "model", state.model is not None, state.model.name if state.model else "not read yet"
+        ),
+        Check("plan", state.is_intact, state.plan_problem or f"epoch {state.epoch}"),
+        Check("weights_validated", validated, state.validated_root or "not proven yet"),
+        Check("pipeline", state.is_active, "warm" if state.is_active else "not connected yet"),
+        Check("admitting", around.admission_problem is None, around.admission_problem or "yes"),
+        Check("not_draining", not local.draining, "leaving" if local.draining else "staying"),
+    )
