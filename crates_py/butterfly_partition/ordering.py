@@ -30,8 +30,10 @@ def covering_order(
         return preferred
     if table.is_uniform:
         return _uniform(table, limits, preferred)
-    if len(limits) <= SUBSET_NODES_MAX:
-        return _by_subsets(table, limits)
+    usable = tuple(i for i in preferred if limits[i].memory_bytes > 0 and limits[i].step_bytes > 0)
+    if len(usable) <= SUBSET_NODES_MAX:
+        order = _by_subsets(table, [limits[i] for i in usable])
+        return None if order is None else tuple(usable[i] for i in order)
     return _by_swaps(table, limits, preferred, swaps_max)
 
 

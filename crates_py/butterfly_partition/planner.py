@@ -1,20 +1,23 @@
 """Plans which node holds which layers, and checks any plan against what must be true of one.
 
 The same question always has the same answer: ties go to the order the nodes had before
-(``order_hint``), then to the lesser node id.
+(``order_hint``, ``held``), then to the lesser node id.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 
 from butterfly_core.errors import DoesNotFit, InvalidValue
 from butterfly_core.ids import NodeId, short
+from butterfly_core.layers import LayerRange
 from butterfly_core.model import ModelSpec
 from butterfly_partition import balance
 from butterfly_partition.balance import Stages
 from butterfly_partition.budget import LayerTable, Limit, layer_table, seconds_per_byte, stage_of
 from butterfly_partition.explain import explain
 from butterfly_partition.links import shortest_path
+from butterfly_partition.moving import as_held, insertions, moved_bytes
 from butterfly_partition.ordering import Order
 from butterfly_partition.planned import Demand, Machine, Plan
 
@@ -28,14 +31,17 @@ def plan(
     demand: Demand,
     *,
     order_hint: Sequence[NodeId] = (),
+    held: Mapping[NodeId, LayerRange] | None = None,
     links: Links | None = None,
 ) -> Plan:
     """Give every layer to a node. Raises DoesNotFit, whose message explains per node why.
 
-    ``order_hint`` is the pipeline as it was: nodes keep their order in it where that costs the
-    slowest stage 5 % at most, so that few bytes move. ``links`` are measured hop times; without
-    a hint the middle of the pipeline is ordered by them (an unmeasured hop counts as the slowest).
-    A machine may get no layers. Deterministic in all arguments, whatever the order of machines.
+    ``order_hint`` is the pipeline as it was and ``held`` the layers that nodes have loaded. With
+    either, nodes keep their places (with ``held`` also their layers, and newcomers stand where
+    the fewest bytes move) while that costs the slowest stage 5 % at most. ``links`` are measured
+    hop times; without the former two, the middle of the pipeline is ordered by them (an
+    unmeasured hop counts as the slowest). A machine may get no layers. Deterministic in all
+    arguments, whatever the order of ``machines``.
     """
     _check_question(spec, machines)
     machines = sorted(machines, key=lambda machine: machine.node_id)
@@ -50,43 +56,58 @@ def plan(
     if stages is None:
         raise DoesNotFit(explain(spec, machines, demand, None))
     if demand.objective == "throughput":
-        stages = _settled(
-            table, limits, paces, stages, _wanted(machines, order_hint, links, stages)
-        )
+        settle = _Settling(table, limits, paces, stages)
+        ids = [machine.node_id for machine in machines]
+        if held:
+            loaded = {i: held[node] for i, node in enumerate(ids) if node in held}
+            stages = settle.with_fewest_bytes_moved(loaded, preferred)
+        elif order_hint:
+            stages = settle.in_one_of([preferred])
+        elif links:
+            stages = settle.in_one_of([_by_links(ids, links, stages)])
     return Plan(
         tuple(stage_of(spec, machines[index], layers, demand) for index, layers in stages),
         demand.kv_tokens,
     )
 
 
-def _settled(
-    table: LayerTable,
-    limits: Sequence[Limit],
-    paces: Sequence[float],
-    best: Stages,
-    wanted: Order,
-) -> Stages:
-    """The wanted order when it is hardly slower than the best; else the best."""
-    if not wanted or wanted == tuple(index for index, _ in best):
-        return best
-    stages = balance.in_this_order(table, limits, paces, wanted)
-    allowed = balance.slowest_seconds(table, paces, best) * (1 + balance.KEEPING_ORDER_MAY_COST)
-    if stages is None or balance.slowest_seconds(table, paces, stages) > allowed:
-        return best
-    return stages
+class _Settling:
+    """Looks for stages with other merits that are hardly slower than the best ones."""
+
+    def __init__(
+        self, table: LayerTable, limits: Sequence[Limit], paces: Sequence[float], best: Stages
+    ) -> None:
+        self._table, self._limits, self._paces, self._best = table, limits, paces, best
+        slowest = balance.slowest_seconds(table, paces, best)
+        self._allowed = slowest * (1 + balance.KEEPING_ORDER_MAY_COST)
+
+    def in_one_of(
+        self, orders: Iterable[Order], cost: Callable[[Stages], int] = lambda _: 0
+    ) -> Stages:
+        """The stages of least cost in any of these orders; the best ones when all are too slow."""
+        found = [
+            stages
+            for order in orders
+            if (stages := balance.in_this_order(self._table, self._limits, self._paces, order))
+            and self._is_allowed(stages)
+        ]
+        return min(found, key=cost, default=self._best)
+
+    def with_fewest_bytes_moved(self, held: Mapping[int, LayerRange], order: Order) -> Stages:
+        unmoved = as_held(self._table, self._limits, held)
+        if unmoved is not None and self._is_allowed(unmoved):
+            return unmoved
+        cost = partial(moved_bytes, self._table, held=held)
+        return self.in_one_of(insertions(order, held), cost)
+
+    def _is_allowed(self, stages: Stages) -> bool:
+        return balance.slowest_seconds(self._table, self._paces, stages) <= self._allowed
 
 
-def _wanted(
-    machines: Sequence[Machine], hint: Sequence[NodeId], links: Links | None, best: Stages
-) -> Order:
-    if hint:
-        return _preferred(machines, hint)
-    if links:
-        slowest = max(links.values())
-        ids = [machine.node_id for machine in machines]
-        order = tuple(index for index, _ in best)
-        return shortest_path(order, lambda a, b: links.get((ids[a], ids[b]), slowest))
-    return ()
+def _by_links(ids: Sequence[NodeId], links: Links, best: Stages) -> Order:
+    slowest = max(links.values())
+    order = tuple(index for index, _ in best)
+    return shortest_path(order, lambda a, b: links.get((ids[a], ids[b]), slowest))
 
 
 def _preferred(machines: Sequence[Machine], hint: Sequence[NodeId]) -> Order:
