@@ -15,10 +15,10 @@ from typing import Protocol, Self, runtime_checkable
 from butterfly.api.ask import Ask
 from butterfly.api.errors import InternalError
 from butterfly.api.limits import ApiLimits
-from butterfly.api.stops import StopStrings
 from butterfly.api.views import DetokenizerLike, Observer, Serving, TextModelLike
 from butterfly_core.errors import ButterflyError, EngineLost
 from butterfly_core.generation import FinishReason, GenerationRequest, TokensEmitted
+from butterfly_text.stop_strings import StopStrings
 
 logger = logging.getLogger(__name__)
 
@@ -158,6 +158,7 @@ class Answer:
         """
         left = self._deadline - self._clock()
         if left <= 0:
+            self._outcome = "error"
             waited = self._deadline - self._started
             raise EngineLost(f"The answer took longer than {waited:.0f} s and was given up")
         async with asyncio.timeout(min(left, timeout_seconds)):

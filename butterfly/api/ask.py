@@ -53,13 +53,15 @@ def compile_ask(
     seed = (random_seed if body.seed is None else body.seed) & _SEED_MASK
     sequences: list[GenerationRequest] = []
     for prompt in prompts:
+        prompt_ids = tuple(prompt)
+        _check_ids(prompt_ids, text.vocabulary_size)
         tokens_max = _tokens_max(body, len(prompt), _context(text, limits))
         for answer in range(answers):
             index = len(sequences)
             sequences.append(
                 GenerationRequest(
                     request_id=request_id if index == 0 else f"{request_id}-{index}",
-                    prompt=tuple(prompt),
+                    prompt=prompt_ids,
                     tokens_max=tokens_max,
                     sampling=_sampling(body, text, (seed + answer) & _SEED_MASK),
                     stop_token_ids=stop_ids,
@@ -73,6 +75,16 @@ def compile_ask(
         skip_special_tokens=body.skip_special_tokens is not False,
         prompt_tokens=sum(len(prompt) for prompt in prompts),
     )
+
+
+def _check_ids(prompt: tuple[int, ...], vocabulary_size: int) -> None:
+    """An id without a row in the embedding would stop the engine, not the request."""
+    if prompt and max(prompt) >= vocabulary_size:
+        raise BadRequest(
+            f"prompt holds the token id {max(prompt)}; this model's ids are 0 to "
+            f"{vocabulary_size - 1}",
+            param="prompt",
+        )
 
 
 def _sampling(body: GenerationBody, text: TextModelLike, seed: int) -> SamplingParams:

@@ -1,11 +1,14 @@
 """Who may ask: bearer keys, and no pages of other sites.
 
 Keys are compared as digests in constant time and never logged. ``/health`` and ``/readiness``
-are open, for load balancers; everything else needs a key when there are keys.
+are open, for load balancers; everything else needs a key when there are keys. A node on loopback
+has no keys, but a browser on that machine shows pages of strangers: their requests are told by
+``Origin``, or by a ``Host`` that a stranger's name server points at us (DNS rebinding).
 """
 
 import hashlib
 import hmac
+import ipaddress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,10 +16,12 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from butterfly.api.errors import ForeignOrigin, KeyMissing
+from butterfly_core.address import Address
 from butterfly_core.errors import ConfigError
 
 KEY_CHARACTERS_MIN = 16
 OPEN_PATHS = frozenset({"/health", "/readiness"})
+_PRIVATE_SUFFIXES = (".localhost", ".local", ".internal")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -53,6 +58,11 @@ class KeyCheck:
     def __init__(self, api_keys: frozenset[str]) -> None:
         self._digests = [_digest(key) for key in sorted(api_keys)]
 
+    @property
+    def open_to_all(self) -> bool:
+        """True when there are no keys."""
+        return not self._digests
+
     def check(self, path: str, authorization: str | None) -> None:
         """Raises KeyMissing when the path needs a key and the header brings none that fits."""
         if not self._digests or path in OPEN_PATHS:
@@ -77,17 +87,53 @@ def check_origin(method: str, origin: str | None, host: str) -> None:
     """
     if method in _SAFE_METHODS or origin is None:
         return
-    if urlsplit(origin).netloc.lower() != host.lower():
+    if _netloc(origin) != host.lower():
         raise ForeignOrigin(f"A page of {origin!r} may not use this node")
 
 
+def _netloc(origin: str) -> str:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:  # "http://[" is no URL
+        return ""
+
+
+def check_host(host: str, local_address: str) -> None:
+    """On loopback, let in only names that no public name server can give.
+
+    Raises ForeignOrigin. Fine are addresses, ``localhost``, names without a dot, and names under
+    ``.localhost``, ``.local`` and ``.internal``.
+    """
+    if not Address(local_address, 0).is_loopback:
+        return
+    try:
+        name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    except ValueError:
+        name = "not.a.name"
+    if "." not in name or name.endswith(_PRIVATE_SUFFIXES) or _is_ip_address(name):
+        return
+    raise ForeignOrigin(f"The host name {host!r} is not one of this machine; use its address")
+
+
+def _is_ip_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
 def guard(keys: KeyCheck) -> Middleware:
-    """The middleware of both checks."""
+    """The middleware of all checks."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         keys.check(request.path, request.headers.get("Authorization"))
-        check_origin(request.method, request.headers.get("Origin"), request.host)
+        host = request.headers.get("Host", "")
+        check_origin(request.method, request.headers.get("Origin"), host)
+        if keys.open_to_all and request.transport is not None:
+            sockname = request.transport.get_extra_info("sockname")
+            check_host(host, str(sockname[0]) if sockname else "")
         return await handler(request)
 
     return middleware

@@ -15,7 +15,7 @@ class ApiLimits:
     """Sequences of one request: prompts times n."""
     messages_max: int = 4096
     stop_strings_max: int = 4
-    stop_string_characters_max: int = 1024
+    stop_string_characters_max: int = 512
     context_tokens_max: int | None = None
     """Prompt and answer together, where the cluster holds less than the model could."""
     header_timeout_seconds: float = 10.0

@@ -5,7 +5,7 @@ import re
 import time
 import uuid
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
 from butterfly.api.errors import InternalError, failure_of, failure_of_http
@@ -53,13 +53,16 @@ def observed(observer: Observer) -> Middleware:
         finally:
             seconds = time.monotonic() - started
             route = _route(request)
-            observer.request_ended(route, request.method, status, seconds)
+            # Any word may be sent as a method, and label values must not be endless.
+            method = request.method if request.method in hdrs.METH_ALL else "OTHER"
+            observer.request_ended(route, method, status, seconds)
             access_logger.info(
-                "%s %s %d %.3f s id=%s",
-                request.method,
+                "%s %s %d %.3f s from=%s id=%s",
+                method,
                 route,
                 status,
                 seconds,
+                request.remote,
                 request[REQUEST_ID],
             )
 

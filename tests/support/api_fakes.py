@@ -32,6 +32,7 @@ class CharacterText:
 
     context_length: int | None = 2048
     eos_token_ids: tuple[int, ...] = (EOS,)
+    vocabulary_size: int = 0x110000
     generation_defaults: Mapping[str, Any] = field(default_factory=dict)
     chats: list[tuple[Sequence[Mapping[str, Any]], Mapping[str, Any] | None]] = field(
         default_factory=list
@@ -66,7 +67,8 @@ class FakeServing:
     failure: ButterflyError | None = None
     ends: bool = True
     gate: asyncio.Event | None = None
-    """When set, every token after the first waits for it."""
+    """When set, tokens wait for it, from this one on:"""
+    gated_from: int = 1
     requests: list[GenerationRequest] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
     running: int = 0
@@ -108,10 +110,10 @@ class FakeServing:
     async def _tokens(self, request: GenerationRequest) -> AsyncIterator[TokensEmitted]:
         for index, character in enumerate(self.script):
             await asyncio.sleep(0)
+            if self.gate is not None and index >= self.gated_from:
+                await self.gate.wait()
             if index == self.fail_after and self.failure is not None:
                 raise self.failure
-            if self.gate is not None and index > 0:
-                await self.gate.wait()
             last = index + 1 == request.tokens_max
             finish = FinishReason.LENGTH if last else None
             yield TokensEmitted(request.request_id, (ord(character),), finish)

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 
+import aiohttp
 import pytest
 
 from butterfly.api.app import make_app
@@ -40,3 +41,10 @@ async def start(serving: FakeServing, node: FakeNode) -> AsyncIterator[Start]:
             return f"http://{address}"
 
         yield start_one
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
+    timeout = aiohttp.ClientTimeout(total=30)
+    async with aiohttp.ClientSession(timeout=timeout) as session:
+        yield session

@@ -83,6 +83,14 @@ def test_prompt_and_answer_never_pass_the_context(prompt: int, asked: int | None
         assert asked in (None, ask.sequences[0].tokens_max)
 
 
+def test_an_id_outside_the_vocabulary_is_refused() -> None:
+    text = CharacterText(vocabulary_size=100)
+
+    ask_completion([[99]], text)
+    with pytest.raises(BadRequest, match="token id 100; this model's ids are 0 to 99"):
+        ask_completion([[5], [7, 100, 3]], text)
+
+
 def test_an_empty_prompt_is_refused() -> None:
     with pytest.raises(BadRequest, match="no tokens"):
         ask_completion([[]])

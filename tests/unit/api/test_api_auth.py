@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from butterfly.api.auth import KeyCheck, check_origin, load_api_keys
+from butterfly.api.auth import KeyCheck, check_host, check_origin, load_api_keys
 from butterfly.api.errors import ForeignOrigin, KeyMissing
 from butterfly.api.middleware import accept_request_id
 from butterfly_core.errors import ConfigError
@@ -94,10 +94,30 @@ def test_programs_own_pages_and_reading_are_let_in(method: str, origin: str | No
     check_origin(method, origin, "here:8080")
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://here:9090", ""])
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "http://here:9090", "", "http://["]
+)
 def test_a_page_of_another_site_may_change_nothing(origin: str) -> None:
     with pytest.raises(ForeignOrigin):
         check_origin("POST", origin, "here:8080")
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1:8080", "[::1]:8080", "localhost:8080", "box", "box.local", "10.0.0.7:1", ""]
+)
+def test_names_of_this_machine_are_let_in(host: str) -> None:
+    check_host(host, "127.0.0.1")
+    check_host(host, "::1")
+
+
+@pytest.mark.parametrize("host", ["evil.example:8080", "localhost.evil.example", "[::1", "[a.b]"])
+def test_a_strangers_name_for_loopback_is_refused(host: str) -> None:
+    with pytest.raises(ForeignOrigin):
+        check_host(host, "127.0.0.1")
+
+
+def test_beyond_loopback_any_name_will_do() -> None:
+    check_host("butterfly.example:8080", "10.0.0.7")
 
 
 def test_a_harmless_request_id_is_kept_and_another_replaced() -> None:

@@ -1,0 +1,130 @@
+"""What operators, keys and logs see."""
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import aiohttp
+import pytest
+
+from butterfly.api.views import Check
+from tests.support.api_fakes import FakeNode
+from tests.support.raw_http import post, raw
+
+Start = Callable[..., Awaitable[str]]
+CHAT = {"messages": [{"role": "user", "content": "a very private question"}]}
+KEY = "a-key-of-16-chars"
+
+
+async def test_operators_see_status_health_and_metrics(
+    start: Start, http: aiohttp.ClientSession
+) -> None:
+    url = await start()
+    async with http.get(f"{url}/status") as response:
+        assert (await response.json())["state"] == "OPERATIONAL"
+    async with http.get(f"{url}/health") as response:
+        assert await response.json() == {"status": "ok"}
+    async with http.get(f"{url}/metrics") as response:
+        assert await response.text() == "up 1\n"
+        assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+
+
+async def test_readiness_names_what_blocks(
+    start: Start, http: aiohttp.ClientSession, node: FakeNode
+) -> None:
+    url = await start()
+    async with http.get(f"{url}/readiness") as response:
+        assert response.status == 200
+        assert await response.json() == {
+            "ready": True,
+            "blocking": None,
+            "checks": [{"name": "serving", "ok": True, "detail": "OPERATIONAL"}],
+        }
+    node.checks = [Check("quorum", True, "3 of 3"), Check("loaded", False, "45 %")]
+    async with http.get(f"{url}/readiness") as response:
+        assert response.status == 503
+        assert (await response.json())["blocking"] == "loaded"
+
+
+async def test_the_cache_is_cleared_by_post_only(start: Start, http: aiohttp.ClientSession) -> None:
+    url = await start()
+    async with http.get(f"{url}/admin/clear-cache") as response:
+        assert response.status == 405
+        assert (await response.json())["error"]["code"] == "method_not_allowed"
+        assert response.headers["Allow"] == "POST"
+
+    status, body, _ = await post(http, f"{url}/admin/clear-cache")
+    assert (status, body) == (200, {"freed_bytes": 12_345})
+
+
+async def test_a_page_of_another_site_cannot_clear_the_cache(
+    start: Start, http: aiohttp.ClientSession, node: FakeNode
+) -> None:
+    url = await start()
+    headers = {"Origin": "http://evil.example"}
+
+    status, body, told = await post(http, f"{url}/admin/clear-cache", headers=headers)
+
+    assert (status, body["error"]["code"]) == (403, "foreign_origin")
+    assert node.cache_bytes
+    assert not any(name.startswith("Access-Control") for name in told)
+
+
+async def test_with_keys_only_health_is_open(start: Start, http: aiohttp.ClientSession) -> None:
+    url = await start(api_keys=frozenset({KEY}))
+    paths = {"/health": 200, "/readiness": 200, "/status": 401, "/metrics": 401, "/none": 401}
+    for path, expected in paths.items():
+        async with http.get(url + path) as response:
+            assert (path, response.status) == (path, expected)
+    async with http.get(f"{url}/status", headers={"Authorization": f"Bearer {KEY}"}) as response:
+        assert response.status == 200
+    status, _, headers = await post(http, f"{url}/admin/clear-cache")
+    assert status == 401
+    assert headers["WWW-Authenticate"].startswith("Bearer")
+
+
+async def test_an_unknown_path_has_openais_shape(start: Start, http: aiohttp.ClientSession) -> None:
+    url = await start()
+    status, body, headers = await post(http, f"{url}/v1/nowhere", json={})
+
+    assert status == 404
+    assert body["error"]["type"] == "invalid_request_error"
+    assert headers["Server"] == "butterfly"
+
+
+async def test_the_clients_request_id_comes_back(start: Start, http: aiohttp.ClientSession) -> None:
+    url = await start()
+    for path, body in [("/v1/chat/completions", CHAT), ("/v1/nowhere", {})]:
+        _, _, headers = await post(http, url + path, json=body, headers={"X-Request-Id": "mine-1"})
+        assert headers["X-Request-Id"] == "mine-1"
+
+
+async def test_the_access_log_shows_no_prompt_and_no_key(
+    start: Start, http: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = await start(api_keys=frozenset({KEY}))
+    with caplog.at_level(logging.DEBUG):
+        await post(
+            http,
+            f"{url}/v1/chat/completions?x=query",
+            json=CHAT,
+            headers={"Authorization": f"Bearer {KEY}"},
+        )
+
+    assert "POST /v1/chat/completions 200" in caplog.text
+    for secret in ("private", KEY, "query", "Hello there"):
+        assert secret not in caplog.text
+
+
+async def test_a_strangers_name_for_loopback_is_refused_without_keys_only(
+    start: Start, http: aiohttp.ClientSession
+) -> None:
+    open_url, keyed_url = await start(), await start(api_keys=frozenset({KEY}))
+    headers = {"Host": "evil.example", "Authorization": f"Bearer {KEY}"}
+    async with http.get(f"{open_url}/status", headers=headers) as response:
+        assert response.status == 403
+    async with http.get(f"{keyed_url}/status", headers=headers) as response:
+        assert response.status == 200
+
+
+async def test_a_made_up_method_is_refused(start: Start) -> None:
+    assert b" 400 " in await raw(await start(), b"BREW /status HTTP/1.1\r\nHost: localhost\r\n\r\n")
