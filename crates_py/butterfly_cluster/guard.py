@@ -51,7 +51,7 @@ class Guard:
     ) -> None:
         self._timing, self._send_to_channel = timing, send
         self._clock, self._chance = clock, chance
-        self.heard_at = float("-inf")
+        self._heard_at = float("-inf")
         self.dropped: Counter[str] = Counter()
         self._transfer = False
         self._voted: dict[int, set[NodeId]] = {}
@@ -69,6 +69,15 @@ class Guard:
             "next_node_idx": self._on_acknowledgement,
             "timeout_now": self._on_timeout_now,
         }
+
+    def seconds_since_leader_heard(self) -> float:
+        """How old the last word of a leader is; on the leader, of a majority."""
+        if self.core.role != LEADER:
+            return self._clock() - self._heard_at
+        others = self.core.others
+        answered = sorted((self.core.answered_at(peer) for peer in others), reverse=True)
+        needed = (len(others) + 1) // 2
+        return max(0.0, self._clock() - answered[needed - 1]) if needed else 0.0
 
     # Out.
 
@@ -171,7 +180,7 @@ class Guard:
         if message["term"] < self.core.term:
             self._say(peer, {"type": "stale"})
             return
-        self.heard_at = self._clock()
+        self._heard_at = self._clock()
         self._round = self._election_may_start_until = None
         heartbeat = {"type": "append_entries", "term": message["term"]}
         self.core.deliver(peer, {**heartbeat, "commit_index": self.core.commit_index})
@@ -230,7 +239,7 @@ class Guard:
     def _leader_is_alive(self) -> bool:
         if self.core.role == LEADER:
             return True  # a leader without a majority steps down by itself
-        return self._clock() - self.heard_at < self._timing.election_min_seconds
+        return self._clock() - self._heard_at < self._timing.election_min_seconds
 
     # Time.
 

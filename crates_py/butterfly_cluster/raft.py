@@ -71,6 +71,7 @@ class RaftNode:
         self._wake = asyncio.Event()
         self._failure: StorageError | None = None
         self._introduced: frozenset[NodeId] = frozenset()
+        self._rumoured: frozenset[NodeId] = frozenset()
         self._slips = self._slips_in_a_row = 0
         self._ended = False
         self._transport = RaftTransport(
@@ -137,12 +138,7 @@ class RaftNode:
     @property
     def seconds_since_leader_heard(self) -> float:
         """How old the last word of a leader is; on the leader, of a majority."""
-        if self._core.role != LEADER:
-            return self._clock() - self._guard.heard_at
-        others = self._core.others
-        answered = sorted((self._core.answered_at(peer) for peer in others), reverse=True)
-        needed = (len(others) + 1) // 2
-        return max(0.0, self._clock() - answered[needed - 1]) if needed else 0.0
+        return self._guard.seconds_since_leader_heard()
 
     def has_quorum_lease(self, lease_seconds: float) -> bool:
         """True when a leader with a majority was heard within the lease."""
@@ -183,7 +179,7 @@ class RaftNode:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._transport.run(self._whom_to_dial), name="raft dial")
-                tasks.create_task(self._transport.ping(), name="raft ping")
+                tasks.create_task(self._transport.ping(lambda: self.leader), name="raft ping")
                 await self._tick_for_ever()
         except BaseExceptionGroup as group:
             if self._failure is None or group.subgroup(StorageError) is None:
@@ -242,6 +238,10 @@ class RaftNode:
         self._core.disconnected(peer)
         self._wake.set()
 
+    def heard_of_leader(self, leader: NodeId) -> None:
+        """A peer says who leads."""
+        self._rumoured = frozenset({leader})
+
     def received(self, peer: NodeId, message: Message) -> None:
         """Handle a checked message. Raises ProtocolViolation, StorageError."""
         if self._ended:
@@ -295,5 +295,5 @@ class RaftNode:
         core = self._core
         lonely = self.seconds_since_leader_heard > 3 * self._timing.election_max_seconds
         if lonely or not core.is_voter:
-            return (core.others | self._introduced) - {self._me}
+            return (core.others | self._introduced | self._rumoured) - {self._me}
         return frozenset(peer for peer in core.others if self._me > peer)

@@ -14,6 +14,7 @@ import msgpack
 from butterfly_cluster.journal import Entry
 from butterfly_cluster.membership import MEMBERSHIP, NO_OP, REGULAR, parse_voter_change
 from butterfly_core.errors import InvalidValue, ProtocolViolation
+from butterfly_core.ids import parse_node_id
 
 Message = dict[str, Any]
 
@@ -37,6 +38,15 @@ def _flag(value: Any) -> bool:
 
 def _name(value: Any) -> bool:
     return isinstance(value, str) and len(value) <= 64
+
+
+def _node_or_nobody(value: Any) -> bool:
+    if value == "":
+        return True
+    try:
+        return isinstance(value, str) and bool(parse_node_id(value))
+    except InvalidValue:
+        return False
 
 
 def _chunk(value: Any) -> bool:
@@ -100,7 +110,7 @@ _ANSWERED: Mapping[str, _Check] = {"request_id": _number}
 # A type may have several shapes; the names of the fields are pysyncobj's where it has one.
 _SHAPES: Mapping[str, tuple[Mapping[str, _Check], ...]] = {
     "hello": ({"cluster_id": _name},),
-    "ping": ({},),
+    "ping": ({"leader": _node_or_nobody},),
     "stale": ({},),
     "request_vote": ({**_VOTE, "transfer": _flag},),
     "response_vote": ({"term": _number},),

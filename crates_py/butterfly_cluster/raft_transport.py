@@ -42,6 +42,7 @@ class Receiver(Protocol):
     def connected(self, peer: NodeId) -> None: ...
     def disconnected(self, peer: NodeId) -> None: ...
     def received(self, peer: NodeId, message: Message) -> None: ...
+    def heard_of_leader(self, leader: NodeId) -> None: ...
 
 
 class RaftTransport:
@@ -90,12 +91,15 @@ class RaftTransport:
                         tasks.create_task(self._dial_and_serve(peer), name=f"raft {short(peer)}")
                 await asyncio.sleep(self._retry_seconds())
 
-    async def ping(self) -> None:
-        """Keep quiet channels alive, until cancelled."""
+    async def ping(self, leader: Callable[[], NodeId | None]) -> None:
+        """Keep quiet channels alive and tell who leads, until cancelled.
+
+        A learner may know none of today's voters; this is how it finds the leader.
+        """
         while True:
             await asyncio.sleep(self._timing.silent_seconds / 4)
             for peer in sorted(self._channels):
-                self.send(peer, {"type": "ping", "sender_term": 0})
+                self.send(peer, {"type": "ping", "leader": leader() or "", "sender_term": 0})
 
     async def serve(self, channel: ChannelLike) -> None:
         """Read the channel until it ends, is superseded or says something wrong."""
@@ -169,6 +173,8 @@ class RaftTransport:
             raise ProtocolViolation("a second hello")
         if message["type"] != "ping":
             self._receiver.received(peer, message)
+        elif message["leader"]:
+            self._receiver.heard_of_leader(NodeId(message["leader"]))
 
     async def _dial_and_serve(self, peer: NodeId) -> None:
         try:
