@@ -84,10 +84,17 @@ def _member(asked: NodeHttp, beginning: str) -> NodeHttp:
         known = ", ".join(short(str(member.get("node_id"))) for member in members) or "none"
         many = "several nodes have ids that begin" if found else "no node has an id that begins"
         raise UsageError(f"{many} with {beginning!r}; the members are {known}")
-    address = found[0].get("http_address")
+    node_id, address = found[0].get("node_id"), found[0].get("http_address")
     if not address:
         raise Refused(f"{asked.url} does not know the HTTP address of {beginning}")
-    return asked.at(str(address))
+    node = asked.at(str(address))
+    # A member that listens on loopback tells an address that here leads to somebody else.
+    if node.status().get("node_id") != node_id:
+        raise Refused(
+            f"{node.url} is not the node {short(str(node_id))}, but its address as seen there; "
+            "run this on its machine, or name it with --url"
+        )
+    return node
 
 
 def _confirmed(question: str, sure: bool) -> bool:

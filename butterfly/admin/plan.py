@@ -5,8 +5,9 @@ Exit codes: 0 the model fits, 1 it does not, or a source or node does not answer
 """
 
 import argparse
-import sys
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from butterfly.admin.exits import EXIT_FAILED, EXIT_OK, UsageError
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--kv-tokens", type=int, metavar="N", help=f"default: {KV_TOKENS}")
     parser.add_argument("--objective", choices=("throughput", "latency"))
+    parser.add_argument("--json", action="store_true", help="print plan and explanation as JSON")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -58,13 +60,16 @@ def run(arguments: argparse.Namespace) -> int:
     machines = machines_of(arguments)
     spec = _spec(arguments, config)
     demand = _demand(arguments, config)
+    made, told = None, ""
     try:
         made = plan(spec, machines, demand)
+        told = explain(spec, machines, demand, made)
     except DoesNotFit as error:
-        sys.stdout.write(f"{error}\n")
-        return EXIT_FAILED
-    sys.stdout.write(f"{explain(spec, machines, demand, made)}\n")
-    return EXIT_OK
+        told = str(error)
+    if arguments.json:
+        told = json.dumps({"fits": made is not None, "plan": made and asdict(made), "text": told})
+    print(told)
+    return EXIT_OK if made else EXIT_FAILED
 
 
 def machines_of(arguments: argparse.Namespace) -> "list[Machine]":
@@ -104,11 +109,11 @@ def members_as_machines(status: Mapping[str, Any]) -> "list[Machine]":
     from butterfly.admin.status_view import members_of
     from butterfly_partition.planned import Machine
 
-    machines = []
-    for member in members_of(status):
-        capacity = member.get("capacity")
-        if member.get("alive", True) and isinstance(capacity, dict):
-            machines.append(Machine(NodeId(str(member.get("node_id"))), _capacity(capacity)))
+    machines = [
+        Machine(NodeId(str(member.get("node_id"))), _capacity(member))
+        for member in members_of(status)
+        if member.get("alive", True) and member.get("memory_free_bytes")
+    ]
     if not machines:
         raise Refused(
             "no member of the cluster says what its machine offers (yet); name machines with --node"
@@ -118,15 +123,17 @@ def members_as_machines(status: Mapping[str, Any]) -> "list[Machine]":
 
 def _capacity(told: Mapping[str, Any]) -> Capacity:
     try:
+        free = int(told["memory_free_bytes"])
+        speed = float(told.get("memory_bytes_per_second") or ASSUMED_BYTES_PER_SECOND)
         return Capacity(
-            device=str(told["device"]),
-            device_name=str(told.get("device_name", "")),
-            memory_free_bytes=int(told["memory_free_bytes"]),
-            memory_total_bytes=int(told["memory_total_bytes"]),
-            memory_bytes_per_second=float(told["memory_bytes_per_second"]),
-            flops_per_second=float(told["flops_per_second"]),
+            device=str(told.get("device")),
+            device_name=str(told.get("device_name")),
+            memory_free_bytes=free,
+            memory_total_bytes=int(told.get("memory_total_bytes") or free),
+            memory_bytes_per_second=speed,
+            flops_per_second=float(told.get("flops_per_second") or speed * FLOPS_PER_BYTE),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise Refused(f"a member tells a capacity that cannot be read: {error!r}") from error
 
 

@@ -85,15 +85,19 @@ class LocalCluster:
     def _run_guarded(self, directory: Path, model: ModelSource) -> int:
         try:
             with Children(grace_seconds=self._wishes.grace_seconds) as children:
-                return self._run_in(directory, model, children)
-        except KeyboardInterrupt:
-            self._say("stopped")
-            return EXIT_OK
+                return self._run_until_stopped(directory, model, children)
         except UsageError:
             raise
         except ButterflyError as error:
             self._say(str(error), style="red")
             return EXIT_FAILED
+
+    def _run_until_stopped(self, directory: Path, model: ModelSource, children: Children) -> int:
+        try:
+            return self._run_in(directory, model, children)
+        except KeyboardInterrupt:
+            self._say("stopping; once more to kill at once")
+            return EXIT_OK
 
     def _run_in(self, directory: Path, model: ModelSource, children: Children) -> int:
         environ = dict(os.environ)
@@ -241,13 +245,15 @@ def _too_late(layout: ClusterLayout, glimpses: list[Glimpse], seconds: float) ->
 
 @contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends the run the way Ctrl-C does."""
+    """SIGTERM and a closed terminal end the run the way Ctrl-C does."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    previous = [signal.signal(number, interrupt) for number in numbers]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in zip(numbers, previous, strict=True):
+            signal.signal(number, handler)

@@ -31,8 +31,8 @@ def look_at_disk(situation: Situation) -> Sequence[Finding]:
         ]
     if free < STATE_BYTES_NEEDED:
         return [failed("disk", seen, "free some space, or move [node] data_dir to another disk")]
-    if config.model.cache == "off":
-        return [passed("disk", f"{seen}; the weight cache is off")]
+    if config.model.cache == "off" or config.model.source_type == "embedded":
+        return [passed("disk", f"{seen}; no weights are cached")]
     return [_room_for_cache(situation, seen, free)]
 
 

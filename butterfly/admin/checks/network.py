@@ -2,7 +2,7 @@
 
 import errno
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from butterfly.admin.checks.finding import Finding, failed, passed, warned
 from butterfly.admin.checks.situation import Situation
@@ -16,29 +16,32 @@ DIAL_SECONDS_MAX = 3.0
 def look_at_ports(situation: Situation) -> Sequence[Finding]:
     """The two listening addresses: free, or held by a Butterfly node that runs."""
     node = situation.known.node
-    listening = (
-        ("peer port", node.bind_address, "bind_address"),
-        ("HTTP port", node.http_address, "http_address"),
-    )
-    return [_port(name, address, key, situation) for name, address, key in listening]
+    return [
+        _port("peer port", node.bind_address, "bind_address", lambda: _peer(situation)),
+        _port("HTTP port", node.http_address, "http_address", lambda: _http_node(situation)),
+    ]
 
 
-def _port(name: str, address: Address, key: str, situation: Situation) -> Finding:
+def _port(name: str, address: Address, key: str, ask_holder: Callable[[], str | None]) -> Finding:
     try:
         with socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((address.host, address.port))
     except OSError as error:
-        return _not_free(name, address, key, error, situation)
+        return _not_free(name, address, key, error, ask_holder)
     return passed(name, f"{address} is free")
 
 
 def _not_free(
-    name: str, address: Address, key: str, error: OSError, situation: Situation
+    name: str,
+    address: Address,
+    key: str,
+    error: OSError,
+    ask_holder: Callable[[], str | None],
 ) -> Finding:
     change = f"or choose another address in [node] {key}"
     if error.errno == errno.EADDRINUSE:
-        if holder := _running_node(situation):
+        if holder := ask_holder():
             return passed(name, f"{address} is held by the running node {short(holder)}")
         return failed(
             name,
@@ -52,7 +55,19 @@ def _not_free(
     return failed(name, f"cannot listen on {address}: {error.strerror or error}", change[3:])
 
 
-def _running_node(situation: Situation) -> str | None:
+def _peer(situation: Situation) -> str | None:
+    """The id of the node of this cluster that holds the peer port."""
+    from butterfly.admin.checks.whoami import ask_who
+
+    bound = situation.known.node.bind_address
+    address = Address("127.0.0.1", bound.port) if bound.is_wildcard else bound
+    try:
+        return ask_who(situation.known, address)
+    except ButterflyError:
+        return None
+
+
+def _http_node(situation: Situation) -> str | None:
     try:
         node_id = situation.node.status().get("node_id")
     except ButterflyError:

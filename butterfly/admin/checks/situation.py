@@ -71,7 +71,9 @@ class Situation:
                 continue
             peer = self.node.at(str(member["http_address"])).within(MEMBER_SECONDS_MAX)
             try:
-                found.append((peer, peer.status()))
+                told = peer.status()
             except ButterflyError:
                 continue
+            if told.get("node_id") == member.get("node_id"):  # else it is a loopback address
+                found.append((peer, told))
         return found

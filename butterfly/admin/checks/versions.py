@@ -4,12 +4,15 @@ import platform
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
 
 from butterfly import __version__
 from butterfly.admin.checks.finding import Finding, failed, passed, warned
 from butterfly.admin.checks.situation import Situation
+from butterfly.admin.status_view import members_of
+from butterfly_core.errors import ButterflyError
 from butterfly_core.ids import short
 
 PYTHON_MIN = (3, 11)
@@ -56,13 +59,17 @@ def _package(name: str, wanted: Requirement | None) -> Finding:
 
 
 def _members(situation: Situation) -> list[Finding]:
-    found = []
-    for node, status in situation.statuses():
-        name = f"version of {short(str(status.get('node_id')))}"
-        version = status.get("version")
-        if version == __version__:
-            found.append(passed(name, str(version)))
-        else:
-            seen = f"{version} at {node.url}, {__version__} here"
-            found.append(warned(name, seen, "run one version on all nodes"))
-    return found
+    try:
+        status = situation.node.status()
+    except ButterflyError:  # no node runs here
+        return []
+    return [_member(member) for member in members_of(status)]
+
+
+def _member(member: Mapping[str, Any]) -> Finding:
+    name = f"version of {short(str(member.get('node_id')))}"
+    version = member.get("version")
+    if version == __version__:
+        return passed(name, str(version))
+    seen = f"{version} at {member.get('address')}, {__version__} here"
+    return warned(name, seen, "run one version on all nodes")

@@ -52,6 +52,7 @@ class Stub:
             "address": str(self.config.node.bind_address),
             "http_address": str(self.config.node.http_address),
             "role": self.config.node.role,
+            "version": "0.1.0",
             "voter": True,
             "alive": True,
             "state": state,

@@ -5,10 +5,12 @@ import json
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from butterfly.admin.main import main
+from butterfly.admin.node_http import NodeHttp
 from tests.integration.admin.conftest import StubNode, free_port, write_config
 
 Start = Callable[[str], StubNode]
@@ -103,6 +105,25 @@ def test_a_node_is_found_by_the_beginning_of_its_id(
     assert f"{node.url} freed" in capsys.readouterr().out
     assert main([*words, "f"]) == 2
     assert "the members are 00000000" in capsys.readouterr().err
+
+
+def test_an_address_that_leads_to_another_node_is_not_cleared(
+    start_stub: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here, other = start_stub("a"), start_stub("b")
+    truth = NodeHttp.status
+
+    def status(node: NodeHttp) -> dict[str, Any]:
+        told = {**truth(node)}
+        if node.url == here.url:  # another machine's node, which listens on its loopback
+            address = other.url.removeprefix("http://")
+            told["members"] = [{"node_id": "f" * 32, "http_address": address}]
+        return told
+
+    monkeypatch.setattr(NodeHttp, "status", status)
+
+    assert main(["clear-cache", "--url", here.url, "--node", "f", "--yes"]) == 1
+    assert "is not the node ffffffff" in capsys.readouterr().err
 
 
 def test_clear_cache_wants_to_know_whose(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """``plan`` of a real (small) checkpoint."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,14 @@ def test_the_table_shows_every_machine_and_its_layers(
     assert "tiny: 4 layers" in shown
     assert "big" in shown
     assert "small" in shown
+
+
+def test_the_plan_can_be_read_by_programs(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan("--model", str(model), "--node", "a=8GiB", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+
+    assert report["fits"] is True
+    assert report["plan"]["stages"][0]["layers"] == {"start": 0, "stop": 4}
 
 
 def test_what_does_not_fit_says_what_would_make_it_fit(

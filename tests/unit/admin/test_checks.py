@@ -13,6 +13,7 @@ from typing import Any
 import pynvml
 import pytest
 
+from butterfly import __version__
 from butterfly.admin.checks import gpu, machine, network, versions, whoami
 from butterfly.admin.checks.clock import judge, s3_url
 from butterfly.admin.checks.finding import Finding, Verdict
@@ -27,6 +28,7 @@ from butterfly_core.model import ModelSpec
 
 PASS, WARN, FAIL = Verdict.PASS, Verdict.WARN, Verdict.FAIL
 GIB = 1 << 30
+TOY = {"model.source_type": "embedded", "model.source_path": "toy-llama"}
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -34,8 +36,8 @@ def config(**changed: object) -> NodeConfig:
     flags = {
         "cluster.cluster_name": "c",
         "cluster.seed_nodes": ["seed.example:7000"],
-        "model.source_type": "embedded",
-        "model.source_path": "toy-llama",
+        "model.source_type": "filesystem",
+        "model.source_path": "/models/m",
         **changed,
     }
     return load_config(None, environ={}, flags=flags)
@@ -78,6 +80,7 @@ def one(findings: Any) -> Finding:
         (GIB // 2, GIB, {}, WARN),
         (GIB // 2, GIB, {"model.cache_bytes_max": GIB // 4}, PASS),
         (GIB // 2, GIB, {"model.cache": "off"}, PASS),
+        (GIB // 2, GIB, TOY, PASS),
         (GIB // 2, None, {}, PASS),
         (1 << 20, GIB, {"model.cache": "off"}, FAIL),
     ],
@@ -382,11 +385,30 @@ def test_a_package_outside_its_range_fails_with_the_command_that_mends_it(
 
 
 def test_members_of_another_version_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    situation = Known(None)
-    peer = node_at("http://10.0.0.2:8080")
-    told = [(peer, {"node_id": "b" * 32, "version": "9.9"}), (peer, {"version": "0.1.0"})]
-    monkeypatch.setattr(situation, "statuses", lambda: told)
-    other, same = versions.look_at_versions(situation)[-2:]
+    members = [
+        {"node_id": "b" * 32, "version": "9.9", "address": "10.0.0.2:7000"},
+        {"node_id": "a" * 32, "version": __version__},
+    ]
+    monkeypatch.setattr(NodeHttp, "status", lambda node: {"members": members})
+    other, same = versions.look_at_versions(Known(None))[-2:]
 
     assert (other.verdict, same.verdict) == (WARN, PASS)
-    assert "9.9 at http://10.0.0.2:8080" in other.seen
+    assert "9.9 at 10.0.0.2:7000" in other.seen
+
+
+def test_a_member_whose_address_leads_to_another_node_is_not_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    members = [
+        {"node_id": "a", "http_address": "127.0.0.1:1"},
+        {"node_id": "b", "http_address": "127.0.0.1:2"},
+        {"node_id": "c", "http_address": "127.0.0.1:3"},
+        {"node_id": "d", "http_address": "127.0.0.1:4", "alive": False},
+    ]
+    ids = {"http://127.0.0.1:1": "a", "http://127.0.0.1:2": "b", "http://127.0.0.1:3": "a"}
+    monkeypatch.setattr(
+        NodeHttp, "status", lambda node: {"node_id": ids[node.url], "members": members}
+    )
+    situation = Situation(None, node_at("http://127.0.0.1:1"))
+
+    assert [status["node_id"] for _, status in situation.statuses()] == ["a", "b"]

@@ -34,9 +34,9 @@ def test_what_is_no_machine_is_refused(text: str) -> None:
 
 def test_live_members_that_tell_their_capacity_are_machines() -> None:
     members = [
-        {"node_id": "a", "alive": True, "capacity": TOLD},
-        {"node_id": "b", "alive": False, "capacity": TOLD},
-        {"node_id": "c", "alive": True, "capacity": None},
+        {"node_id": "a", "alive": True, **TOLD},
+        {"node_id": "b", "alive": False, **TOLD},
+        {"node_id": "c", "alive": True, "memory_free_bytes": None},
     ]
     (machine,) = members_as_machines({"members": members})
 
@@ -44,7 +44,13 @@ def test_live_members_that_tell_their_capacity_are_machines() -> None:
     assert machine.capacity.memory_free_bytes == 1000
 
 
-@pytest.mark.parametrize("capacity", [None, {}, {**TOLD, "memory_free_bytes": "much"}])
-def test_members_without_a_readable_capacity_are_refused(capacity: Any) -> None:
+def test_a_speed_that_a_member_does_not_tell_is_assumed() -> None:
+    (machine,) = members_as_machines({"members": [{"node_id": "a", "memory_free_bytes": 7}]})
+
+    assert machine.capacity.memory_bytes_per_second == ASSUMED_BYTES_PER_SECOND
+
+
+@pytest.mark.parametrize("told", [{}, {"memory_free_bytes": None}, {"memory_free_bytes": "much"}])
+def test_members_without_a_readable_capacity_are_refused(told: dict[str, Any]) -> None:
     with pytest.raises(Refused):
-        members_as_machines({"members": [{"node_id": "a", "capacity": capacity}]})
+        members_as_machines({"members": [{"node_id": "a", **told}]})
