@@ -8,8 +8,8 @@ from butterfly_partition.balance import Stages
 from butterfly_partition.budget import LayerTable, Limit
 from butterfly_partition.ordering import Order
 
-INSERTIONS_MAX = 64
-"""Places tried for the newcomers of a re-plan."""
+INSERTIONS_MAX = 24
+"""Places tried for the newcomers of a re-plan, evenly spread in a longer pipeline."""
 
 
 def moved_bytes(table: LayerTable, stages: Stages, held: Mapping[int, LayerRange]) -> int:
@@ -45,5 +45,6 @@ def insertions(order: Order, held: Mapping[int, LayerRange]) -> Iterator[Order]:
     if not newcomers:
         yield holders
         return
-    for place in range(min(len(holders) + 1, INSERTIONS_MAX)):
+    stride = len(holders) // INSERTIONS_MAX + 1
+    for place in range(0, len(holders) + 1, stride):
         yield (*holders[:place], *newcomers, *holders[place:])

@@ -91,7 +91,7 @@ models = st.builds(
 demands = st.builds(Demand, st.integers(0, 6), st.integers(0, 10))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(models, machines_lists, demands)
 def test_it_never_rejects_what_fits_and_its_slowest_stage_is_the_fastest(
     spec: ModelSpec, machines: list[Machine], demand: Demand
@@ -242,7 +242,7 @@ def test_what_is_loaded_stays_while_it_is_hardly_slower() -> None:
     assert [len(stage.layers) for stage in moved.stages] == [51, 49]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(models, machines_lists, demands, st.integers(0, 4))
 def test_keeping_what_is_loaded_costs_the_slowest_stage_little(
     spec: ModelSpec, machines: list[Machine], demand: Demand, lost: int
