@@ -35,6 +35,7 @@ from butterfly_core.ids import NodeId
 from butterfly_core.layers import stage_parts
 
 FAILURES_MAX = 100
+DEPARTED_MAX = 100
 T = TypeVar("T")
 
 
@@ -65,10 +66,18 @@ def _change_members(
     known = state.members.get(command.node_id)
     match command:
         case RegisterMember():
+            back = tuple(node for node in state.departed if node != command.node_id)
+            state = replace(state, departed=back)
             return _with_member(state, _registered(known, index, command))
         case RemoveMember(node_id=node_id):
             members = {key: value for key, value in state.members.items() if key != node_id}
-            return replace(state, members=members, failures=_without(state.failures, node_id))
+            departed = (*state.departed, node_id) if known else state.departed
+            return replace(
+                state,
+                members=members,
+                departed=departed[-DEPARTED_MAX:],
+                failures=_without(state.failures, node_id),
+            )
         case ReportEngine(engine=engine, capacity=capacity) if known is not None:
             return _with_member(state, replace(known, engine=engine, capacity=capacity))
         case MarkDown() if known is not None:

@@ -107,13 +107,14 @@ def _choose_voters(state: ClusterState, seen: Observations, policy: Policy) -> D
     spare = [member.node_id for member in live if member.node_id not in seen.voters]
     if spare and len(seen.voters) < wanted:
         return Promote(spare[0])
-    gone = [voter for voter in sorted(seen.voters) if voter not in state.members]
-    if gone and state.members:
+    gone = [voter for voter in sorted(seen.voters) if voter in state.departed]
+    if gone:
         return Demote(gone[0])
     dead = [
         voter
         for voter in sorted(seen.voters)
-        if not state.members[voter].alive
+        if voter in state.members
+        and not state.members[voter].alive
         and seen.silent_seconds.get(voter, 0.0) > policy.demote_after_seconds
     ]
     if dead and spare:

@@ -89,9 +89,11 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class ClusterState:
-    """Everything committed. ``index`` is the log index it was read at."""
+    """Everything committed. ``index`` is the log index it was read at; ``departed`` left for
+    good and may be voters still."""
 
     members: Mapping[NodeId, Member] = field(default_factory=dict)
+    departed: tuple[NodeId, ...] = ()
     model: ModelSpec | None = None
     part_digests: Mapping[str, str] = field(default_factory=dict)
     pinned_root: str | None = None

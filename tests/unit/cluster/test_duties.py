@@ -202,3 +202,10 @@ def test_requests_are_admitted_only_by_an_active_cluster_with_its_quorum() -> No
     assert admits(state, POLICY)
     assert not admits(state, replace(POLICY, quorum_size=3))
     assert not admits(loading(2), POLICY)
+
+
+def test_a_founder_that_has_not_registered_yet_stays_a_voter() -> None:
+    three = frozenset(node(n) for n in (1, 2, 3))
+
+    assert not isinstance(duty(ClusterState(), voters=three), Demote)
+    assert not isinstance(duty(committed(joined(1)), voters=three), Demote)
