@@ -17,7 +17,7 @@ import struct
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from butterfly_core.errors import InvalidValue, ProtocolViolation, Unreachable
 from butterfly_wire.sealing import (
@@ -29,6 +29,9 @@ from butterfly_wire.sealing import (
     make_seal,
 )
 from butterfly_wire.tickets import MODES, Mode, prepare_data_socket
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer  # collections.abc has it from Python 3.12 on
 
 META_BYTES_MAX: Final = 1 << 20
 FRAME_BYTES_MAX: Final = 256 << 20
@@ -74,14 +77,14 @@ class DataLink:
         self._sealing = make_seal(mode, send_key, frames_per_key)
         self._opening = make_seal(mode, receive_key, frames_per_key)
         self._reader = _SocketReader(sock)
-        self._payload = memoryview(b"")
+        self._payload = memoryview(bytearray())
         self._sent_count = 0
         self._received_count = 0
         self._send_lock = threading.Lock()
         self._receive_lock = threading.Lock()
         self._ended: str | None = None
 
-    def send(self, meta: bytes, payload: Bytes = b"") -> None:
+    def send(self, meta: bytes, payload: "Buffer" = b"") -> None:
         """Write one frame; blocks while the peer does not read.
 
         ``payload`` is any contiguous buffer, it may be reused on return. Raises Unreachable,
