@@ -12,6 +12,7 @@ import pytest
 from butterfly.admin.main import main
 from butterfly.admin.node_http import NodeHttp
 from tests.integration.admin.conftest import StubNode, free_port, write_config
+from tests.support.checkpoints import write_checkpoint
 
 Start = Callable[[str], StubNode]
 
@@ -228,6 +229,18 @@ def test_diagnose_names_what_a_model_folder_lacks(
 
     assert code == 1
     assert expected in found["model folder"]
+
+
+def test_diagnose_of_a_sound_model_tells_its_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "tiny"
+    write_checkpoint(folder)
+    _, found = diagnose(model_config(tmp_path, folder), capsys)
+
+    assert found["model"].startswith("PASS tiny: LlamaForCausalLM, 4 layers")
+    assert "the cache may grow to" in found["disk"]
+    assert "an even share of the model is" in found["memory"]
 
 
 def test_diagnose_tells_a_model_whose_headers_are_broken(

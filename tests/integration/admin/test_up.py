@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.checkpoints import write_checkpoint
+
 STUB = Path(__file__).with_name("stub_node.py")
 PATIENCE_SECONDS = 60
 
@@ -83,6 +85,24 @@ def test_from_nothing_to_an_answer_and_nothing_is_left(tmp_path: Path) -> None:
     ):
         assert expected in ended.stdout
     assert children_of(tmp_path / "c") == []
+
+
+def test_a_model_can_be_put_on_a_local_s3_server(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "tiny")
+    ended = run_up(
+        *("--nodes", "1", "--directory", str(tmp_path / "c"), "--exit-when-ready"),
+        *("--model", str(tmp_path / "tiny"), "--s3"),
+    )
+
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "model s3://models/tiny" in ended.stdout
+    assert "is a toy" not in ended.stdout
+    written = (tmp_path / "c" / "node-1" / "node.toml").read_text()
+    assert 'source_path = "s3://models/tiny"' in written
+    assert "SECRET" not in written.upper().replace("CLUSTER_SECRET", "").replace(
+        "CLUSTER.SECRET", ""
+    )
+    assert children_of(tmp_path / "c") == [], "the server is gone too"
 
 
 def test_the_temporary_folder_goes_when_all_went_well(tmp_path: Path) -> None:
