@@ -108,6 +108,7 @@ class Answer:
             for sequence in ask.sequences
         ]
         self._heard = False
+        self._error: ButterflyError | None = None
         self._outcome = "cancelled"
         self.unfinished = len(ask.sequences)
 
@@ -143,34 +144,49 @@ class Answer:
         self._observer.answer_ended(self._outcome, self.prompt_tokens, self.generated_tokens)
 
     def interrupt(self, error: ButterflyError) -> None:
-        """Break the answer off: what waits is dropped, and ``next_piece`` raises the error."""
+        """Break the answer off: what waits is dropped, and ``next_pieces`` raises the error."""
         for task in self._tasks:
             task.cancel()
         while not self._queue.empty():
             self._queue.get_nowait()
         self._queue.put_nowait(error)
 
-    async def next_piece(self, timeout_seconds: float) -> Piece:
-        """The next piece of any choice.
+    async def next_pieces(self, timeout_seconds: float) -> list[Piece]:
+        """The next pieces of any choices: all that are there, at least one.
 
         Raises TimeoutError when none came in time (ask again), and what ended the answer:
-        NotServing, RequestError, EngineLost.
+        NotServing, RequestError, EngineLost. Pieces from before an error come before it.
         """
+        items: list[Piece | ButterflyError] = []
+        if self._error is None:
+            items.append(await self._next_item(timeout_seconds))
+            while not self._queue.empty():
+                items.append(self._queue.get_nowait())
+        pieces: list[Piece] = []
+        for item in items:
+            if isinstance(item, ButterflyError):
+                self._error = item
+                break
+            pieces.append(item)
+            self._note_finish(item)
+        if not pieces and self._error is not None:
+            self._outcome = "error"
+            raise self._error
+        return pieces
+
+    async def _next_item(self, timeout_seconds: float) -> Piece | ButterflyError:
         left = self._deadline - self._clock()
         if left <= 0:
-            self._outcome = "error"
             waited = self._deadline - self._started
-            raise EngineLost(f"The answer took longer than {waited:.0f} s and was given up")
+            return EngineLost(f"The answer took longer than {waited:.0f} s and was given up")
         async with asyncio.timeout(min(left, timeout_seconds)):
-            item = await self._queue.get()
-        if isinstance(item, ButterflyError):
-            self._outcome = "error"
-            raise item
-        if item.finish is not None:
+            return await self._queue.get()
+
+    def _note_finish(self, piece: Piece) -> None:
+        if piece.finish is not None:
             self.unfinished -= 1
             if self.unfinished == 0:
-                self._outcome = item.finish
-        return item
+                self._outcome = piece.finish
 
     async def _run(self, index: int) -> None:
         try:

@@ -148,9 +148,12 @@ class ChatDialect(_Heading):
 
     def chunks(self, piece: Piece) -> list[bytes]:
         """The text, and the reason of the end in a chunk of its own, as OpenAI sends them."""
-        text = [self._delta(piece.index, ChatDelta(content=piece.text), None)]
-        end = [self._delta(piece.index, ChatDelta(), piece.finish)]
-        return (text if piece.text else []) + (end if piece.finish else [])
+        chunks = []
+        if piece.text:
+            chunks.append(self._delta(piece.index, ChatDelta(content=piece.text), None))
+        if piece.finish:
+            chunks.append(self._delta(piece.index, ChatDelta(), piece.finish))
+        return chunks
 
     def usage(self, usage: Usage) -> bytes:
         return self._document("chat.completion.chunk", [], usage)

@@ -67,11 +67,11 @@ async def _send_pieces(
     opened: set[int] = set()
     while answer.unfinished:
         try:
-            piece = await answer.next_piece(limits.keep_alive_seconds)
+            pieces = await answer.next_pieces(limits.keep_alive_seconds)
         except TimeoutError:
             await writer.write(sse.KEEP_ALIVE)
             continue
-        chunks = _chunks(piece, dialect, opened)
+        chunks = [chunk for piece in pieces for chunk in _chunks(piece, dialect, opened)]
         await writer.write(b"".join(sse.event(chunk) for chunk in chunks))
 
 
@@ -96,9 +96,10 @@ async def collect_answer(answer: Answer, choices: int, *, wait_seconds: float) -
     finishes: list[str | None] = [None] * choices
     while answer.unfinished:
         try:
-            piece = await answer.next_piece(wait_seconds)
+            pieces = await answer.next_pieces(wait_seconds)
         except TimeoutError:
             continue
-        texts[piece.index].append(piece.text)
-        finishes[piece.index] = piece.finish
+        for piece in pieces:
+            texts[piece.index].append(piece.text)
+            finishes[piece.index] = piece.finish
     return [Piece(i, "".join(text), finishes[i]) for i, text in enumerate(texts)]

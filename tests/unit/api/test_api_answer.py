@@ -144,7 +144,7 @@ async def test_choices_run_side_by_side() -> None:
 async def test_leaving_cancels_what_still_runs() -> None:
     serving, watch = FakeServing("abc", gate=asyncio.Event()), Watch()
     async with answer_of(serving, count=2, watch=watch) as answer:
-        assert (await answer.next_piece(5)).text == "a"
+        assert (await answer.next_pieces(5))[0].text == "a"
 
     assert serving.running == 0
     assert sorted(serving.closed) == ["r-0", "r-1"]
@@ -163,12 +163,12 @@ async def test_a_stop_string_closes_the_generation_at_once() -> None:
 async def test_silence_is_a_timeout_and_no_end() -> None:
     serving = FakeServing("ab", gate=asyncio.Event())
     async with answer_of(serving) as answer:
-        await answer.next_piece(5)
+        await answer.next_pieces(5)
         with pytest.raises(TimeoutError):
-            await answer.next_piece(0)
+            await answer.next_pieces(0)
         assert serving.gate is not None
         serving.gate.set()
-        assert (await answer.next_piece(5)).text == "b"
+        assert (await answer.next_pieces(5))[0].text == "b"
 
 
 async def test_an_answer_without_an_end_is_lost_not_short() -> None:
@@ -200,12 +200,23 @@ async def test_an_answer_that_takes_too_long_is_given_up() -> None:
 async def test_an_interrupted_answer_says_why_even_to_a_slow_client() -> None:
     serving = FakeServing("x" * 100)
     async with answer_of(serving, limits=ApiLimits(pieces_buffered_max=2)) as answer:
-        await answer.next_piece(5)
+        await answer.next_pieces(5)
         answer.interrupt(NotServing("closing", phase="draining"))
-        with pytest.raises(NotServing):
-            await answer.next_piece(5)
+        for _ in range(2):
+            with pytest.raises(NotServing):
+                await answer.next_pieces(5)
 
     assert serving.running == 0
+
+
+async def test_text_from_before_an_error_comes_before_it() -> None:
+    serving = FakeServing("abc", fail_after=2, failure=EngineLost("died"))
+    async with answer_of(serving) as answer:
+        await serving.until_running(1)
+        await serving.until_idle()
+        assert "".join(piece.text for piece in await answer.next_pieces(5)) == "ab"
+        with pytest.raises(EngineLost, match="died"):
+            await answer.next_pieces(5)
 
 
 class Broken(FakeServing):
