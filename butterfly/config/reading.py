@@ -106,7 +106,8 @@ def read_flags(flags: Mapping[str, Any]) -> Found:
             known = [*FLAGS, *(f"{section}.{key}" for section, key in _all_keys())]
             yield Problem(where, f"unknown{_perhaps(nearest(flag, known))}", value)
             continue
-        read = value_of_text(section, key, value) if isinstance(value, str) else value
+        is_text = isinstance(value, str | Path)
+        read = value_of_text(section, key, str(value)) if is_text else value
         yield Setting(section, key, read, where, where, Path.cwd())
 
 

@@ -253,6 +253,10 @@ def test_a_relative_path_counts_from_the_file_it_stands_in(tmp_path: Path) -> No
     assert config.model.name == "x"
 
 
+def test_a_flag_may_be_a_path_object() -> None:
+    assert load({"node.data_dir": Path("/var/x")}).node.data_dir == Path("/var/x")
+
+
 scalars = st.one_of(
     st.integers(-(1 << 40), 1 << 40), st.booleans(), st.text(max_size=20),
     st.floats(allow_nan=False, allow_infinity=False), st.lists(st.text(max_size=9), max_size=3),
