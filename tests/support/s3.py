@@ -75,7 +75,8 @@ class S3Server:
         """Copy a folder's files to ``bucket/prefix``; makes the bucket."""
         bucket, _, prefix = destination.partition("/")
         client = self.client()
-        with suppress(client.exceptions.BucketAlreadyOwnedByYou):
+        exceptions = client.exceptions
+        with suppress(exceptions.BucketAlreadyOwnedByYou, exceptions.BucketAlreadyExists):
             client.create_bucket(Bucket=bucket)
         for path in sorted(folder.iterdir()):
             if path.is_file():
