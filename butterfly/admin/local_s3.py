@@ -73,7 +73,11 @@ def serve_folder(
         time.sleep(0.05)
     return LocalBucket(
         ModelSource("s3", f"s3://{BUCKET}/{name}", f"http://127.0.0.1:{port}", "us-east-1", name),
-        {"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret},
+        {
+            "AWS_ACCESS_KEY_ID": key,
+            "AWS_SECRET_ACCESS_KEY": secret,
+            "NO_PROXY": ",".join(filter(None, (os.environ.get("NO_PROXY"), "127.0.0.1"))),
+        },
     )
 
 

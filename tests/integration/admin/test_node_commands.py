@@ -43,15 +43,6 @@ def test_status_of_nobody_says_where_it_looked(capsys: pytest.CaptureFixture[str
     assert f"{url}/status does not answer" in capsys.readouterr().err
 
 
-def test_a_port_that_speaks_something_else_is_no_node(capsys: pytest.CaptureFixture[str]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(0.0)
-        url = f"http://127.0.0.1:{server.getsockname()[1]}"
-        server.close()
-        assert main(["status", "--url", url]) == 1
-    assert "does not answer" in capsys.readouterr().err
-
-
 def test_a_cache_that_nobody_uses_is_cleared_here(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
