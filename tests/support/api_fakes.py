@@ -72,11 +72,13 @@ class FakeServing:
     requests: list[GenerationRequest] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
     running: int = 0
+    was_refused: asyncio.Event = field(default_factory=asyncio.Event)
     _arrived: asyncio.Event = field(default_factory=asyncio.Event)
     _left: asyncio.Event = field(default_factory=asyncio.Event)
 
     def text(self) -> CharacterText:
         if self.refuse is not None:
+            self.was_refused.set()
             raise self.refuse
         return self.text_model
 

@@ -250,3 +250,17 @@ async def test_too_many_requests_at_once_are_told_to_wait(
         serving.gate.set()
     assert refused.value.response.headers["Retry-After"] == "1"
     assert first.result().choices[0].text == "Hello there."
+
+
+async def test_the_client_waits_and_asks_again_by_itself(
+    start: Start, connect: Connect, serving: FakeServing
+) -> None:
+    """``Retry-After`` is what the official client obeys: a short election goes unnoticed."""
+    serving.refuse = NotServing("electing", phase="election", retry_after_seconds=1)
+    client = connect(await start()).with_options(max_retries=2)
+
+    async with asyncio.TaskGroup() as group:
+        asked = group.create_task(client.completions.create(model="toy", prompt="a"))
+        await serving.was_refused.wait()
+        serving.refuse = None
+    assert asked.result().choices[0].text == "Hello there."
