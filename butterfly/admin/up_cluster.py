@@ -23,7 +23,7 @@ from butterfly.admin.model_reading import embedded_root
 from butterfly.admin.model_source import ModelSource, parse_model_source
 from butterfly.admin.node_http import NodeHttp, node_at
 from butterfly.admin.status_view import console, members_table, plain, summary_lines
-from butterfly.admin.up_layout import ClusterLayout, NodeLayout, lay_out, write
+from butterfly.admin.up_layout import ClusterLayout, NodeLayout, lay_out, without_overrides, write
 from butterfly.admin.up_progress import Glimpse, glimpse_of, is_ready, progress_view
 from butterfly_core.errors import ButterflyError, Unreachable
 
@@ -100,10 +100,9 @@ class LocalCluster:
             return EXIT_OK
 
     def _run_in(self, directory: Path, model: ModelSource, children: Children) -> int:
-        environ = dict(os.environ)
+        keys: Mapping[str, str] = {}
         if self._wishes.local_s3:
             model, keys = self._put_on_s3(children, model, directory)
-            environ.update(keys)
         layout = lay_out(
             directory,
             model,
@@ -113,6 +112,7 @@ class LocalCluster:
             is_free=port_is_free,
         )
         write(layout)
+        environ = {**without_overrides(os.environ, layout), **keys}
         self._say(f"starting {len(layout.nodes)} nodes with {model} in {directory}")
         for node in layout.nodes:
             self._say(f"  {node.name} {node.role}: peers {node.address}, HTTP {node.url}")
@@ -120,10 +120,10 @@ class LocalCluster:
             children.start(node.name, command, node.log_path, environ)
         self._wait_until_ready(layout, children)
         self._show(layout)
-        self._ask(layout)
+        answered = self._ask(layout)
         if not self._wishes.exit_when_ready:
             self._stay(layout, children)
-        return EXIT_OK
+        return EXIT_OK if answered else EXIT_FAILED
 
     def _put_on_s3(
         self, children: Children, model: ModelSource, directory: Path
@@ -177,22 +177,34 @@ class LocalCluster:
             self._say(line)
         self._console.print(members_table(status))
 
-    def _ask(self, layout: ClusterLayout) -> None:
+    def _ask(self, layout: ClusterLayout) -> bool:
+        """Show one answer; False when none came."""
         question = self._wishes.question
         if not question:
-            return
-        node = _http(layout.nodes[-1], ANSWER_SECONDS_MAX)
-        model = node.status().get("model") or {}
+            return True
+        serving = [node for node in layout.nodes if self._look(node).is_operational]
+        chosen = (serving or layout.nodes)[-1]  # any node answers, not just the first
         if layout.model.is_toy:
             self._say(
                 "the model is a toy: it shows that the cluster computes, and knows next to nothing",
                 style="yellow",
             )
-        self._say(f"question to {layout.nodes[-1].url}: {question}", style="bold")
-        for piece in ask(node, str(model.get("name")), question):
-            self._console.out(plain(piece), end="", highlight=False)
-            self._console.file.flush()
-        self._console.out("")
+        self._say(f"question to {chosen.url}: {question}", style="bold")
+        try:
+            self._stream(_http(chosen, ANSWER_SECONDS_MAX), question)
+        except ButterflyError as error:
+            self._say(str(error), style="red")
+            return False
+        return True
+
+    def _stream(self, node: NodeHttp, question: str) -> None:
+        model = node.status().get("model") or {}
+        try:
+            for piece in ask(node, str(model.get("name")), question):
+                self._console.out(plain(piece), end="", highlight=False)
+                self._console.file.flush()
+        finally:
+            self._console.out("")
 
     def _stay(self, layout: ClusterLayout, children: Children) -> None:
         urls = [node.url for node in layout.nodes]

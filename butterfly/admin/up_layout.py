@@ -6,7 +6,7 @@
 import json
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ NODES_MAX = 64
 PORTS_TRIED_MAX = 1000
 LAYOUT_FILE = "layout.json"
 SECRET_FILE = "cluster.secret"
+NEVER_OVERRIDDEN = {"node_advertise_address", "cluster_discovery_method", "security_api_keys_file"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +100,15 @@ def _next_port(base: int, is_free: Callable[[int], bool], taken: set[int]) -> in
     )
 
 
-def toml_of(layout: ClusterLayout, node: NodeLayout) -> str:
-    """The node's configuration file; every value is a string, number or list of strings."""
+Sections = Mapping[str, Mapping[str, object]]
+
+
+def sections_of(layout: ClusterLayout, node: NodeLayout) -> Sections:
+    """The node's configuration; every value is a string, number, list of strings or None."""
     first = layout.nodes[0]
     count = len(layout.nodes)
     model = layout.model
-    sections: dict[str, dict[str, object]] = {
+    return {
         "cluster": {
             "cluster_name": "local",
             "seed_nodes": [] if node is first else [first.address],
@@ -126,8 +130,28 @@ def toml_of(layout: ClusterLayout, node: NodeLayout) -> str:
         },
         "security": {"cluster_secret_file": str(layout.directory / SECRET_FILE)},
     }
+
+
+def toml_of(layout: ClusterLayout, node: NodeLayout) -> str:
+    """The node's configuration file."""
     title = f"# {node.name} of a local cluster, written by butterfly-admin up\n"
+    sections = sections_of(layout, node)
     return title + "\n".join(_section(name, values) for name, values in sections.items())
+
+
+def without_overrides(environ: Mapping[str, str], layout: ClusterLayout) -> dict[str, str]:
+    """The environment less the variables that would overrule what makes the nodes differ.
+
+    One ``BUTTERFLY_NODE_HTTP_ADDRESS`` would send all nodes to one port; others, such as
+    ``BUTTERFLY_NODE_LOG_LEVEL``, are left.
+    """
+    written = {
+        f"{section}_{key}"
+        for section, values in sections_of(layout, layout.nodes[0]).items()
+        for key in values
+    }
+    barred = {f"BUTTERFLY_{name}".upper() for name in written | NEVER_OVERRIDDEN}
+    return {name: value for name, value in environ.items() if name not in barred}
 
 
 def share_of_memory(count: int) -> float:
@@ -135,7 +159,7 @@ def share_of_memory(count: int) -> float:
     return 1000 // count / 1000
 
 
-def _section(name: str, values: dict[str, object]) -> str:
+def _section(name: str, values: Mapping[str, object]) -> str:
     # JSON's strings, numbers and lists of strings are TOML's too
     lines = [
         f"{key} = {json.dumps(value, ensure_ascii=False)}\n"

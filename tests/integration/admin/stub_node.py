@@ -2,7 +2,8 @@
 
 ``up`` is tried on it: it takes the same flags as ``butterfly-node``, reads its configuration the
 same way, walks through the phases one per request of /status, and obeys the environment:
-``STUB_DIES_IN`` (a phase), ``STUB_IGNORES_SIGTERM``, ``STUB_STAYS_IN`` (a phase).
+``STUB_DIES_IN`` (a phase), ``STUB_STAYS_IN`` (a phase), ``STUB_IGNORES_SIGTERM``,
+``STUB_REFUSES`` (questions).
 """
 
 import argparse
@@ -103,6 +104,9 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/admin/clear-cache":
             self._json({"freed_bytes": 4096})
             return
+        if os.environ.get("STUB_REFUSES"):
+            self._json({"error": {"message": "not today"}}, status=503)
+            return
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.end_headers()
@@ -111,9 +115,9 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
         self.wfile.write(b"data: [DONE]\n\n")
 
-    def _json(self, answer: dict[str, Any]) -> None:
+    def _json(self, answer: dict[str, Any], status: int = 200) -> None:
         content = json.dumps(answer).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()

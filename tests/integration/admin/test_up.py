@@ -180,6 +180,13 @@ def test_the_death_of_one_node_is_told_and_the_death_of_all_is_the_end(tmp_path:
         assert process.wait(PATIENCE_SECONDS) == 1
 
 
+def test_a_question_that_is_refused_is_told(tmp_path: Path) -> None:
+    ended = run_up("--nodes", "1", "--exit-when-ready", STUB_REFUSES="1", TMPDIR=str(tmp_path))
+
+    assert ended.returncode == 1
+    assert "answers 503: not today" in ended.stdout
+
+
 def test_a_program_that_does_not_exist_is_told(tmp_path: Path) -> None:
     ended = run_up("--nodes", "1", "--node-program", "/no/such/program", TMPDIR=str(tmp_path))
 

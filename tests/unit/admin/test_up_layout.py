@@ -7,7 +7,14 @@ import pytest
 
 from butterfly.admin.exits import UsageError
 from butterfly.admin.model_source import ModelSource
-from butterfly.admin.up_layout import SECRET_FILE, ClusterLayout, lay_out, share_of_memory, write
+from butterfly.admin.up_layout import (
+    SECRET_FILE,
+    ClusterLayout,
+    lay_out,
+    share_of_memory,
+    without_overrides,
+    write,
+)
 from butterfly.config import NodeConfig, load_config
 
 TOY = ModelSource("embedded", "toy-llama")
@@ -78,6 +85,19 @@ def test_busy_ports_are_stepped_over_and_no_port_is_given_twice(tmp_path: Path) 
 
     assert [node.port for node in made.nodes] == [7001, 7003, 7004]
     assert [node.http_port for node in made.nodes] == [7005, 7006, 7007]
+
+
+def test_variables_cannot_send_all_nodes_to_one_port(tmp_path: Path) -> None:
+    made = layout(tmp_path)
+    kept = {"PATH": "/bin", "BUTTERFLY_NODE_LOG_LEVEL": "debug", "BUTTERFLY_MODEL_DTYPE": "auto"}
+    barred = {
+        "BUTTERFLY_NODE_HTTP_ADDRESS": "127.0.0.1:1",
+        "BUTTERFLY_NODE_ADVERTISE_ADDRESS": "127.0.0.1:1",
+        "BUTTERFLY_CLUSTER_SEED_NODES": "a:1",
+        "BUTTERFLY_SECURITY_API_KEYS_FILE": "/keys",
+    }
+
+    assert without_overrides({**kept, **barred}, made) == kept
 
 
 @pytest.mark.parametrize("count", [0, -1, 65])
