@@ -1,0 +1,117 @@
+"""A node's id and its log are one: neither is used without the other."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from butterfly_cluster.founding_messages import Proposal, cluster_id_of
+from butterfly_cluster.identity import IDENTITY_NAME, load_or_create
+from butterfly_cluster.snapshot import JOURNAL_NAME
+from butterfly_core.errors import ConfigError, IllegalTransition, StorageError
+from butterfly_core.ids import NodeId
+
+A = NodeId("a" * 32)
+PROMISE = Proposal("demo", ("a:1", "b:1"), (A,), A, "17")
+
+
+def test_an_id_is_made_once(tmp_path: Path) -> None:
+    first = load_or_create(tmp_path / "data")
+    first.close()
+    second = load_or_create(tmp_path / "data")
+
+    assert second.identity == first.identity
+    assert len(second.identity.node_id) == 32
+
+
+def test_two_directories_have_two_ids(tmp_path: Path) -> None:
+    ids = {load_or_create(tmp_path / name).identity.node_id for name in "ab"}
+
+    assert len(ids) == 2
+
+
+def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
+    held = load_or_create(tmp_path)
+
+    with pytest.raises(ConfigError, match="in use by another process"):
+        load_or_create(tmp_path)
+    held.close()
+    load_or_create(tmp_path).close()
+
+
+def test_promise_and_cluster_survive(tmp_path: Path) -> None:
+    data_dir = load_or_create(tmp_path)
+    data_dir.remember_promise(PROMISE)
+    data_dir.close()
+    data_dir = load_or_create(tmp_path)
+    assert data_dir.identity.promise == PROMISE
+
+    data_dir.remember_cluster(cluster_id_of("demo", (A,)), "demo", (A,))
+    data_dir.close()
+    again = load_or_create(tmp_path).identity
+    assert (again.cluster_id, again.founders) == (cluster_id_of("demo", (A,)), (A,))
+    assert again.promise is None
+    assert again.node_id == data_dir.identity.node_id
+
+
+def test_a_node_does_not_change_its_cluster(tmp_path: Path) -> None:
+    data_dir = load_or_create(tmp_path)
+    data_dir.remember_cluster(cluster_id_of("demo", (A,)), "demo", (A,))
+
+    with pytest.raises(IllegalTransition):
+        data_dir.remember_cluster(cluster_id_of("demo", ()), "demo", ())
+
+
+def test_an_id_whose_journal_is_gone_never_comes_back(tmp_path: Path) -> None:
+    data_dir = load_or_create(tmp_path)
+    old = data_dir.identity.node_id
+    data_dir.remember_cluster(cluster_id_of("demo", (A,)), "demo", (A,))
+    data_dir.close()
+    (tmp_path / JOURNAL_NAME).unlink()
+    again = load_or_create(tmp_path)
+
+    assert again.identity.node_id != old
+    assert again.identity.cluster_id is None
+    assert again.replaced == old
+
+
+def test_a_journal_of_nobody_is_set_aside(tmp_path: Path) -> None:
+    (tmp_path / JOURNAL_NAME).write_bytes(b"somebody's")
+    load_or_create(tmp_path)
+
+    assert not (tmp_path / JOURNAL_NAME).exists()
+    assert len(list(tmp_path.glob(f"{JOURNAL_NAME}.of-nobody-*"))) == 1
+
+
+def test_starting_over_keeps_the_old_log_beside(tmp_path: Path) -> None:
+    data_dir = load_or_create(tmp_path)
+    old = data_dir.identity.node_id
+    data_dir.remember_cluster(cluster_id_of("demo", (A,)), "demo", (A,))
+    data_dir.start_over()
+
+    assert data_dir.identity.node_id != old
+    assert not (tmp_path / JOURNAL_NAME).exists()
+    assert (tmp_path / f"{JOURNAL_NAME}.{old[:8]}").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"[]", b"\xff", b'{"version": 2}', b'{"version": 1, "node_id": "x"}']
+)
+def test_a_damaged_identity_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / IDENTITY_NAME).write_bytes(content)
+
+    with pytest.raises(StorageError, match="damaged"):
+        load_or_create(tmp_path)
+
+
+def test_the_file_is_readable_by_people(tmp_path: Path) -> None:
+    node_id = load_or_create(tmp_path).identity.node_id
+
+    assert json.loads((tmp_path / IDENTITY_NAME).read_text())["node_id"] == node_id
+
+
+def test_a_directory_that_cannot_be_made_is_a_config_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+
+    with pytest.raises(ConfigError, match="cannot be made"):
+        load_or_create(tmp_path / "file" / "data")
