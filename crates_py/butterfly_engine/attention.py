@@ -136,10 +136,16 @@ class StepLayout:
         if sequence.start or (window is not None and sequence.stop > window):
             queries = torch.arange(sequence.start, sequence.stop, device=self._device)[:, None]
             keys = torch.arange(base, sequence.stop, device=self._device)
-            mask = keys <= queries
+            visible = keys <= queries
             if window is not None:
-                mask &= keys > queries - window
+                visible &= keys > queries - window
+            mask = self._additive(visible)
         return _Chunk(begin, begin + sequence.length, blocks, count, mask)
+
+    def _additive(self, visible: torch.Tensor) -> torch.Tensor:
+        """Made once per step: attention would turn a boolean mask into this in every layer."""
+        zeros = torch.zeros(visible.shape, dtype=self._dtype, device=visible.device)
+        return zeros.masked_fill_(~visible, float("-inf"))
 
     def _bucketed(
         self, singles: Sequence[int], window: int | None, gather_slots_max: int
@@ -174,7 +180,7 @@ class StepLayout:
         visible = keys <= at
         if window is not None:
             visible &= keys > at - window
-        mask = torch.zeros(visible.shape, dtype=self._dtype).masked_fill_(~visible, float("-inf"))
+        mask = self._additive(visible)
         rows = torch.tensor([self._first_rows[index] for index in members])
         return _Bucket(
             rows.to(self._device),
@@ -220,23 +226,26 @@ def _attend_chunk(
     chunk: _Chunk,
     scale: float | None,
 ) -> torch.Tensor:
-    group = query.shape[1] // keys.shape[2]
+    """KV heads take the place of the batch, so that the heads sharing one need no copy of it."""
+    tokens, heads, size = query.shape
+    kv_heads = keys.shape[2]
+    group = heads // kv_heads
     seen_keys, seen_values = (
         pool.index_select(0, chunk.blocks)
         .flatten(0, 1)[: chunk.keys_count]
-        .transpose(0, 1)
-        .repeat_interleave(group, 0)[None]
+        .transpose(0, 1)[:, None]
+        .expand(-1, group, -1, -1)
         for pool in (keys, values)
     )
     attended = scaled_dot_product_attention(
-        query.transpose(0, 1)[None],
+        query.view(tokens, kv_heads, group, size).permute(1, 2, 0, 3),
         seen_keys,
         seen_values,
         attn_mask=chunk.mask,
         is_causal=chunk.mask is None,
         scale=scale,
     )
-    return attended[0].transpose(0, 1)
+    return attended.permute(2, 0, 1, 3).reshape(tokens, heads, -1)
 
 
 def _attend_bucket(

@@ -4,7 +4,7 @@ A stage remembers nothing of a request but the keys and values in its pools: whi
 positions and blocks belong together comes with every step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -73,7 +73,11 @@ class Stage:
     @property
     def weight_bytes(self) -> int:
         """What the loaded tensors take."""
-        return sum(one.nbytes for one in self._model.module.parameters())
+        return sum(one.nbytes for one in self.parameters())
+
+    def parameters(self) -> Iterator[torch.Tensor]:
+        """The loaded tensors, each once."""
+        yield from self._model.module.parameters()
 
     @torch.inference_mode()
     def step(self, batch: StepBatch, hidden: torch.Tensor | None = None) -> torch.Tensor:

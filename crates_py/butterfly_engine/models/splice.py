@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AttentionInterface
 
@@ -20,6 +21,14 @@ from butterfly_core.layers import LayerRange
 from butterfly_engine.supported import check_supported
 
 _ATTENTION = "butterfly"
+_CONFIG_ERRORS = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    ZeroDivisionError,
+    StrictDataclassError,
+)
 _LAYER_LISTS = ("layers", "h", "blocks", "decoder_layers", "block")
 
 
@@ -118,7 +127,7 @@ class SplicedModel:
     def bind_attention(self, attention: Attention) -> None:
         """Let our layers' attention call this."""
         for module in self.module.modules():
-            if isinstance(module.__dict__.get("layer_idx"), int) and hasattr(module, "q_proj"):
+            if "layer_idx" in module.__dict__:
                 module.__dict__["butterfly_attention"] = attention
 
     def run(
@@ -192,7 +201,7 @@ def _build_empty(config: Mapping[str, Any]) -> tuple[Any, Any]:
         made._attn_implementation = _ATTENTION
         with torch.device("meta"):
             model = model_class(made)
-    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
+    except _CONFIG_ERRORS as error:
         raise ModelError(f"config.json makes no {model_class.__name__}: {error}") from error
     return made, model.eval()
 

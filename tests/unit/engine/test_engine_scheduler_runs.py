@@ -128,7 +128,7 @@ def cases(draw: st.DrawFn) -> tuple[SchedulerLimits, list[GenerationRequest]]:
     return limits, requests
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(cases(), st.data())
 def test_every_request_is_answered_as_if_it_were_alone(
     case: tuple[SchedulerLimits, list[GenerationRequest]], data: st.DataObject
@@ -153,7 +153,7 @@ def test_every_request_is_answered_as_if_it_were_alone(
             assert positions == list(range(len(positions))), "each token once, in order"
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(cases(), st.data())
 def test_cancelling_at_any_time_frees_everything_and_harms_nobody(
     case: tuple[SchedulerLimits, list[GenerationRequest]], data: st.DataObject
