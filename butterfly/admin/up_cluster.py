@@ -24,7 +24,7 @@ from butterfly.admin.model_source import ModelSource, parse_model_source
 from butterfly.admin.node_http import NodeHttp, node_at
 from butterfly.admin.status_view import console, members_table, plain, summary_lines
 from butterfly.admin.up_layout import ClusterLayout, NodeLayout, lay_out, without_overrides, write
-from butterfly.admin.up_progress import Glimpse, glimpse_of, is_ready, progress_view
+from butterfly.admin.up_progress import Glimpse, glimpse_of, is_ready, life_of, progress_view
 from butterfly_core.errors import ButterflyError, Unreachable
 
 LOOK_EVERY_SECONDS = 0.2
@@ -249,7 +249,7 @@ def _obituary(child: Child) -> str:
 
 def _too_late(layout: ClusterLayout, glimpses: list[Glimpse], seconds: float) -> str:
     seen = [
-        f"  {node.name}: {glimpse.state} {glimpse.phase}, log {node.log_path}"
+        f"  {node.name}: {life_of(glimpse)} {glimpse.waits_for}, log {node.log_path}"
         for node, glimpse in zip(layout.nodes, glimpses, strict=True)
     ]
     return "\n".join([f"not OPERATIONAL after {seconds:.0f} s:", *seen])

@@ -17,6 +17,7 @@ from butterfly.admin.up_layout import NodeLayout
 
 LINE_EVERY_SECONDS = 5.0
 OPERATIONAL = "OPERATIONAL"
+NOT_ADMITTING = "not_admitting"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class Glimpse:
     moved: str = "-"
     cluster_size: int = 0
     errors: tuple[str, ...] = ()
+    waits_for: str = ""
+    """Why it does not answer yet; no error while a cluster starts."""
     all_operational: bool = False
     """This node, and as far as it knows every member that carries layers."""
 
@@ -43,6 +46,7 @@ def glimpse_of(status: Mapping[str, Any]) -> Glimpse:
     members = members_of(status)
     me = next((m for m in members if m.get("node_id") == status.get("node_id")), {})
     state = plain(status.get("state"))
+    lines = error_lines(status)
     carriers = [member for member in members if member.get("layers")]
     return Glimpse(
         state=state,
@@ -50,7 +54,8 @@ def glimpse_of(status: Mapping[str, Any]) -> Glimpse:
         percent=float(percent) if isinstance(percent, int | float) else 0.0,
         moved=moved_text(me),
         cluster_size=size if isinstance(size, int) else 0,
-        errors=tuple(error_lines(status)),
+        errors=tuple(line for line in lines if not line.startswith(NOT_ADMITTING)),
+        waits_for=next((line for line in lines if line.startswith(NOT_ADMITTING)), ""),
         all_operational=state == OPERATIONAL
         and all(member.get("state") == OPERATIONAL for member in carriers),
     )

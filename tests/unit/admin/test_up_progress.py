@@ -53,6 +53,17 @@ def test_a_node_that_does_not_listen_yet_is_not_ready() -> None:
     assert not is_ready([glimpse_of(OPERATIONAL), Glimpse()], 2)
 
 
+def test_not_admitting_yet_is_no_error_of_a_starting_cluster() -> None:
+    errors = [
+        {"code": "not_admitting", "message": "no quorum"},
+        {"code": "no_plan", "message": "x"},
+    ]
+    seen = glimpse_of({**OPERATIONAL, "errors": errors})
+
+    assert seen.errors == ("no_plan: x",)
+    assert seen.waits_for == "not_admitting: no quorum"
+
+
 def test_a_glimpse_of_nonsense_is_a_glimpse() -> None:
     assert glimpse_of({"members": 7, "progress_percent": "x"}).percent == 0
 
