@@ -24,7 +24,6 @@ from butterfly_engine.outbox import Outbox
 from butterfly_engine.scheduler import Scheduler
 from butterfly_engine.workers import JOIN_SECONDS, Worker, join_all
 
-WARM_UP_PREFIX = "warm-up "
 _WARM_UP_TOKENS = 2
 
 
@@ -87,17 +86,16 @@ class Head:
     def warm_up(self, timeout_seconds: float) -> float:
         """Send a short request through all stages and wait for its answer; seconds it took.
 
-        Raises EngineLost when none came in time, or the pipeline broke.
+        Raises EngineLost when none came in time or the pipeline broke, NotServing if it had.
         """
         started = time.perf_counter()
-        request_id = f"{WARM_UP_PREFIX}{started}"
+        request_id = f"warm-up {self.epoch} {len(self._warm_ups)}"
         done = self._warm_ups[request_id] = threading.Event()
         limits = self._scheduler.limits
         prompt = (0,) * max(1, min(8, limits.sequence_tokens_max - _WARM_UP_TOKENS))
         greedy = SamplingParams(temperature=0.0)
         self.submit(GenerationRequest(request_id, prompt, _WARM_UP_TOKENS, greedy, ignore_eos=True))
         answered = done.wait(timeout_seconds)
-        del self._warm_ups[request_id]
         if not answered:
             self.cancel(request_id)
             raise EngineLost(
@@ -157,12 +155,12 @@ class Head:
 
     def _route(self, event: TokensEmitted) -> bool:
         """Keep the answers to our own warm-up; True for those that leave the head."""
-        if not event.request_id.startswith(WARM_UP_PREFIX):
+        done = self._warm_ups.get(event.request_id)
+        if done is None:
             return True
         if event.finish is FinishReason.ERROR:
             self._warm_up_errors.append(event.error or "unknown error")
-        done = self._warm_ups.get(event.request_id)
-        if event.finish is not None and done is not None:
+        if event.finish is not None:
             done.set()
         return False
 
