@@ -13,6 +13,7 @@ from typing import Final, assert_never
 from butterfly.config import NodeConfig
 from butterfly.node.consensus import Consensus
 from butterfly.node.model import ModelReader
+from butterfly.node.planning import demand_of, make_plan
 from butterfly.node.replica import Replica
 from butterfly.node.reports import Reports
 from butterfly_cluster.commands import AssignLayers, Command, ReportPlanProblem
@@ -26,12 +27,9 @@ from butterfly_cluster.duties import (
     Propose,
     coordinator_duty,
 )
-from butterfly_cluster.state import AssignedStage, Member
+from butterfly_cluster.state import AssignedStage
 from butterfly_core.errors import ButterflyError, DoesNotFit
 from butterfly_core.ids import NodeId, short
-from butterfly_core.model import ModelSpec
-from butterfly_partition.planned import Demand, Machine, Plan
-from butterfly_partition.planner import plan
 
 log = logging.getLogger(__name__)
 
@@ -141,10 +139,10 @@ class Coordinator:
         model = state.model
         if model is None:
             return
-        before = tuple(s.node_id for s in state.assignment.stages) if state.assignment else ()
+        before = state.assignment.stages if state.assignment else ()
         try:
             made = await asyncio.to_thread(
-                make_plan, model, duty.machines, self._config, order_hint=before
+                make_plan, model, duty.machines, demand_of(self._config), before
             )
         except DoesNotFit as error:
             if state.plan_problem != str(error):
@@ -160,27 +158,3 @@ class Coordinator:
         await self._propose(
             AssignLayers(duty.epoch, stages, made.kv_tokens, model.identity, considered)
         )
-
-
-def make_plan(
-    model: ModelSpec,
-    members: tuple[Member, ...],
-    config: NodeConfig,
-    *,
-    order_hint: tuple[NodeId, ...] = (),
-) -> Plan:
-    """Place the model on these members. Raises DoesNotFit."""
-    machines = [
-        Machine(member.node_id, member.capacity)
-        for member in members
-        if member.capacity is not None
-    ]
-    return plan(model, machines, demand_of(config), order_hint=order_hint)
-
-
-def demand_of(config: NodeConfig) -> Demand:
-    return Demand(
-        kv_tokens=config.engine.kv_cache_tokens,
-        workspace_bytes=config.engine.workspace_bytes,
-        objective=config.cluster.objective,
-    )

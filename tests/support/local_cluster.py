@@ -1,0 +1,267 @@
+"""Real ``butterfly-node`` processes on loopback, for end-to-end tests and benchmarks.
+
+Every node is its own process with its own folder; what a node printed is shown when a wait
+fails. Nothing is left running: the processes die with this one.
+"""
+
+import ctypes
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.support.s3 import free_port
+
+START_SECONDS = 180.0
+_LOG_LINES = 40
+
+
+class NotInTime(AssertionError):
+    """What was waited for did not come; carries the nodes' last words."""
+
+
+@dataclass
+class LocalNode:
+    """One node: its files, its ports and, while it runs, its process."""
+
+    name: str
+    folder: Path
+    settings: dict[str, dict[str, Any]]
+    environment: Mapping[str, str]
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def peer(self) -> str:
+        return str(self.settings["node"]["bind_address"])
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.settings['node']['http_address']}"
+
+    @property
+    def data_dir(self) -> Path:
+        return Path(self.settings["node"]["data_dir"])
+
+    @property
+    def config_path(self) -> Path:
+        return self.folder / f"{self.name}.toml"
+
+    @property
+    def log(self) -> str:
+        path = self.folder / f"{self.name}.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def start(self) -> None:
+        self.config_path.write_text(to_toml(self.settings))
+        command = [sys.executable, "-m", "butterfly.node.main", "--config", str(self.config_path)]
+        with (self.folder / f"{self.name}.log").open("ab") as sink:
+            self.process = subprocess.Popen(
+                command,
+                stdout=sink,
+                stderr=sink,
+                env={**os.environ, **self.environment},
+                preexec_fn=_die_with_the_test,
+            )
+
+    def kill(self) -> None:
+        """SIGKILL, as a power cut would."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self, timeout_seconds: float = 60.0) -> int:
+        """SIGTERM, and wait; the exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout_seconds)
+
+    @property
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def engine_pid(self) -> int:
+        """The process id of this node's engine."""
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        (pid,) = [
+            int(child)
+            for child in children.read_text().split()
+            if b"butterfly.engine_host" in Path(f"/proc/{child}/cmdline").read_bytes()
+        ]
+        return pid
+
+    def get(self, path: str) -> tuple[int, Any]:
+        """Status code and JSON body of a GET; (0, reason) when nobody answers."""
+        try:
+            with urllib.request.urlopen(self.url + path, timeout=10) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read() or b"null")
+        except OSError as error:
+            return 0, str(error)
+
+    def post(self, path: str, body: Mapping[str, Any]) -> tuple[int, Any]:
+        """Status code and JSON body of a POST."""
+        asked = urllib.request.Request(
+            self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(asked, timeout=120) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read() or b"null")
+
+    def status(self) -> dict[str, Any]:
+        """The document of ``/status``; empty when nobody answers."""
+        code, body = self.get("/status")
+        return body if code == 200 else {}
+
+    def errors(self) -> str:
+        return "\n".join(error["message"] for error in self.status().get("errors", []))
+
+
+@dataclass
+class LocalCluster:
+    nodes: list[LocalNode] = field(default_factory=list)
+
+    def start(self) -> None:
+        for node in self.nodes:
+            node.start()
+
+    def wait(
+        self,
+        reached: Callable[[], object],
+        what: str,
+        *,
+        timeout_seconds: float = START_SECONDS,
+    ) -> None:
+        """Look until it is so. Raises NotInTime with every node's status and log."""
+        deadline = time.monotonic() + timeout_seconds
+        while not reached():
+            if time.monotonic() > deadline:
+                raise NotInTime(f"{what} did not come in {timeout_seconds:.0f} s\n{self.story()}")
+            time.sleep(0.1)
+
+    def wait_until_operational(
+        self, nodes: Sequence[LocalNode] | None = None, *, after_epoch: int = 0
+    ) -> int:
+        """Until these nodes (default: all) serve in one epoch; which one."""
+        wanted = self.nodes if nodes is None else list(nodes)
+
+        def serving() -> bool:
+            seen = [node.status() for node in wanted]
+            epochs = {status.get("epoch", 0) for status in seen}
+            return (
+                all(status.get("state") == "OPERATIONAL" for status in seen)
+                and len(epochs) == 1
+                and min(epochs) > after_epoch
+            )
+
+        self.wait(serving, f"OPERATIONAL on {[node.name for node in wanted]}")
+        return int(wanted[0].status()["epoch"])
+
+    def coordinator(self) -> LocalNode:
+        """The node that leads now, as the others see it."""
+        found: list[LocalNode] = []
+
+        def known() -> bool:
+            statuses = {node.name: node.status() for node in self.nodes if node.is_running}
+            leaders = {status.get("coordinator") for status in statuses.values()}
+            if len(leaders) != 1:
+                return False
+            leads = leaders.pop()
+            found[:] = [n for n in self.nodes if statuses.get(n.name, {}).get("node_id") == leads]
+            return bool(found)
+
+        self.wait(known, "one coordinator")
+        return found[0]
+
+    def story(self) -> str:
+        """Statuses and the last lines of every log, for a failed test."""
+        told = []
+        for node in self.nodes:
+            lines = [line for line in node.log.splitlines() if "api.access" not in line]
+            told.append(f"--- {node.name} {json.dumps(node.status())[:2000]}")
+            told += lines[-_LOG_LINES:]
+        return "\n".join(told)
+
+    def stop(self) -> None:
+        running = [node for node in self.nodes if node.is_running]
+        for node in running:
+            assert node.process is not None
+            node.process.kill()
+        for node in running:
+            assert node.process is not None
+            node.process.wait()
+
+
+@contextmanager
+def local_cluster(
+    folder: Path,
+    model: Mapping[str, Any],
+    *,
+    nodes: int = 3,
+    equal: bool = False,
+    start: bool = True,
+    environments: Sequence[Mapping[str, str]] = (),
+    **sections: Mapping[str, Any],
+) -> Iterator[LocalCluster]:
+    """A cluster as in the seed (one coordinator, workers that name it), or of equal nodes.
+
+    ``model`` is the ``[model]`` section; other sections are merged over the defaults here.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    secret = folder / "secret"
+    secret.write_text(secrets.token_hex(32) + "\n")
+    secret.chmod(0o600)
+    peers = [f"127.0.0.1:{free_port()}" for _ in range(nodes)]
+    cluster = LocalCluster()
+    for i, peer in enumerate(peers):
+        first = i == 0
+        seeds = peers if equal else ([] if first else peers[:1])
+        settings: dict[str, dict[str, Any]] = {
+            "cluster": {"cluster_name": "test", "seed_nodes": seeds, "quorum_size": nodes},
+            "model": dict(model),
+            "node": {
+                "role": "coordinator" if first and not equal else "worker",
+                "bind_address": peer,
+                "http_address": f"127.0.0.1:{free_port()}",
+                "data_dir": str(folder / f"node-{i}"),
+                "capacity": round(0.9 / nodes, 3),
+            },
+            "engine": {"kv_cache_tokens": 2048, "threads": 1},
+            "security": {"cluster_secret_file": str(secret)},
+        }
+        for section, keys in sections.items():
+            settings[section] = {**settings.get(section, {}), **keys}
+        environment = environments[i] if i < len(environments) else {}
+        cluster.nodes.append(LocalNode(f"node-{i}", folder, settings, environment))
+    try:
+        if start:
+            cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def to_toml(settings: Mapping[str, Mapping[str, Any]]) -> str:
+    """TOML of one level of sections; JSON's strings, numbers, booleans and lists are TOML's."""
+    lines = []
+    for section, keys in settings.items():
+        lines.append(f"[{section}]")
+        lines += [f"{key} = {json.dumps(value)}" for key, value in keys.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _die_with_the_test() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
