@@ -20,6 +20,7 @@ from butterfly_cluster.raft_codec import Message
 from butterfly_cluster.raft_core import LEADER, Core
 from butterfly_cluster.raft_doors import Callbacks
 from butterfly_cluster.raft_proposals import Proposals
+from butterfly_cluster.raft_statistics import statistics_of
 from butterfly_cluster.raft_timing import LAN, TICK_SECONDS, WAN, Timing
 from butterfly_cluster.raft_transport import ChannelLike, Dial, RaftTransport
 from butterfly_cluster.snapshot import open_log, save_snapshot
@@ -140,6 +141,11 @@ class RaftNode:
         """How old the last word of a leader is; on the leader, of a majority."""
         return self._guard.seconds_since_leader_heard()
 
+    @property
+    def refusal(self) -> str:
+        """Why a Raft channel was refused last: another cluster, mostly; empty when never."""
+        return self._transport.last_refusal
+
     def has_quorum_lease(self, lease_seconds: float) -> bool:
         """True when a leader with a majority was heard within the lease."""
         return self.seconds_since_leader_heard <= lease_seconds
@@ -152,25 +158,8 @@ class RaftNode:
 
     def statistics(self) -> Mapping[str, int | float]:
         """Numbers for metrics and the status page."""
-        core = self._core
-        return {
-            "term": core.term,
-            "commit_index": core.commit_index,
-            "applied_index": core.applied_index,
-            "last_index": core.last_index,
-            "log_entries": len(self._journal.entries),
-            "voters": len(core.voters),
-            "is_voter": int(core.is_voter),
-            "is_leader": int(core.role == LEADER),
-            "peers_connected": len(self._transport.peers),
-            "journal_syncs": self._journal.syncs,
-            "snapshots_made": core.shelf.made,
-            "apply_failures": core.apply_failures,
-            "slips": self._slips,
-            "seconds_since_leader_heard": self.seconds_since_leader_heard,
-            **{f"channel_{name}": count for name, count in self._transport.counts.items()},
-            **{f"dropped_{name}": count for name, count in self._guard.dropped.items()},
-        }
+        own = {"slips": self._slips, "proposals_waiting": self._proposals.waiting}
+        return {**statistics_of(self._core, self._guard, self._transport), **own}
 
     # What it does.
 
@@ -210,6 +199,11 @@ class RaftNode:
     async def remove_voter(self, node: NodeId, *, timeout_seconds: float) -> None:
         """Make a voter a learner; on the leader only. Raises NotServing, Refused, Unreachable."""
         await self._proposals.change_voters(VoterChange("rem", node), timeout_seconds)
+
+    async def transfer_leadership(self) -> None:
+        """On the leader: ask the voter that is caught up best to take over. Raises Refused."""
+        self._core.transfer_leadership(self._proposals.must_be_granted)
+        self._wake.set()
 
     def introduce(self, nodes: frozenset[NodeId]) -> None:
         """Name nodes that may know the cluster when the voters in the log do not answer."""

@@ -207,10 +207,10 @@ class Core:
         self._sync._applyCommand(change.encode(), answered, MEMBERSHIP)
 
     def fail_request(self, request_id: int) -> None:
-        """A forwarded command did not even leave: tell who waits for it."""
+        """A forwarded command did not even leave: it may be tried again."""
         answered = self.get("commandsWaitingReply").pop(request_id, None)
         if answered is not None:
-            answered(None, FAILURES.LEADER_CHANGED)
+            answered(None, FAILURES.MISSING_LEADER)
 
     def adopt_term(self, term: int) -> None:
         """Someone is in a later term: follow nobody until its leader is heard."""

@@ -55,6 +55,11 @@ class Proposals:
             only_leader=True,
         )
 
+    def must_be_granted(self, _: int | None, failure: int) -> None:
+        """Turn a refused hand-over into Refused."""
+        if failure != FAILURES.SUCCESS:
+            raise Refused("only a leader with a caught-up voter hands the leadership over")
+
     async def _in_time(
         self, timeout_seconds: float, hand_in: Callable[[Answered], None], *, only_leader: bool
     ) -> int:
