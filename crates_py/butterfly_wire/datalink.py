@@ -11,7 +11,6 @@ and then what the mode's seal makes of the body (``sealing.py``). Numbers start 
 by one, so a frame that is repeated, dropped or moved is noticed in every mode.
 """
 
-import mmap
 import socket
 import struct
 import threading
@@ -26,6 +25,7 @@ from butterfly_wire.sealing import (
     SEGMENT_BYTES,
     TAG_BYTES,
     Bytes,
+    aligned_memory,
     make_seal,
 )
 from butterfly_wire.tickets import MODES, Mode, prepare_data_socket
@@ -158,7 +158,7 @@ class DataLink:
     def _room_for(self, count: int) -> memoryview:
         if len(self._payload) < count:
             size = max(_PAYLOAD_BYTES_AT_FIRST, 1 << (count - 1).bit_length())
-            self._payload = memoryview(mmap.mmap(-1, size))
+            self._payload = aligned_memory(size)
         return self._payload[:count]
 
     def _guarded(self, work: Callable[[], _T]) -> _T:
@@ -201,7 +201,7 @@ class _SocketReader:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         largest = max(META_BYTES_MAX + max(TAG_BYTES, MAC_BYTES), SEGMENT_BYTES + TAG_BYTES)
-        self._view = memoryview(bytearray(largest + _READ_AHEAD_BYTES))
+        self._view = aligned_memory(largest + _READ_AHEAD_BYTES)
         self._start = 0
         self._stop = 0
 

@@ -10,6 +10,7 @@ every part, so parts cannot be moved, dropped or taken from another frame.
 """
 
 import hmac
+import mmap
 import struct
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
@@ -30,6 +31,11 @@ _NONCE = struct.Struct("<QI")  # number of the frame, part of it
 _RATCHET_PURPOSE = b"butterfly data rekey v1"
 
 Bytes = bytes | bytearray | memoryview
+
+
+def aligned_memory(size: int) -> memoryview:
+    """Zeroed memory at a page boundary, where copies to and from the kernel are fastest."""
+    return memoryview(mmap.mmap(-1, size))
 
 
 class Source(Protocol):
@@ -138,19 +144,24 @@ class _Aead:
 
     def __init__(self, ratchet: _Ratchet) -> None:
         self._ratchet = ratchet
-        self._cipher: AESGCM | None = None
-        self._sealed = memoryview(bytearray(SEGMENT_BYTES + TAG_BYTES))
+        self._sealed = aligned_memory(SEGMENT_BYTES + TAG_BYTES)
+        self._use(bytes(32))  # until the first frame asks for its key
+
+    def _use(self, key: bytes) -> None:
+        cipher = AESGCM(key)
+        self._encrypt, self._decrypt = cipher.encrypt, cipher.decrypt
+        self._encrypt_into, self._decrypt_into = into_functions(cipher)
 
     def wrap(
         self, number: int, header: bytes, meta: bytes, payload: memoryview
     ) -> Iterator[list[Bytes]]:
-        cipher = self._cipher_of(number)
-        portion: list[Bytes] = [header, cipher.encrypt(_NONCE.pack(number, 0), meta, header)]
-        encrypt_into = _encryptor(cipher)
+        if (key := self._ratchet.new_key(number)) is not None:
+            self._use(key)
+        portion: list[Bytes] = [header, self._encrypt(_NONCE.pack(number, 0), meta, header)]
         for part, start in enumerate(range(0, len(payload), SEGMENT_BYTES), 1):
             segment = payload[start : start + SEGMENT_BYTES]
             sealed = self._sealed[: len(segment) + TAG_BYTES]
-            encrypt_into(_NONCE.pack(number, part), segment, header, sealed)
+            self._encrypt_into(_NONCE.pack(number, part), segment, header, sealed)
             portion.append(sealed)
             yield portion
             portion = []
@@ -160,48 +171,35 @@ class _Aead:
     def unwrap(
         self, number: int, header: bytes, meta_bytes: int, payload: memoryview, source: Source
     ) -> bytes:
-        cipher = self._cipher_of(number)
-        decrypt_into = _decryptor(cipher)
+        if (key := self._ratchet.new_key(number)) is not None:
+            self._use(key)
         try:
             sealed = source.take(meta_bytes + TAG_BYTES)
-            meta = cipher.decrypt(_NONCE.pack(number, 0), sealed, header)
+            meta = self._decrypt(_NONCE.pack(number, 0), sealed, header)
             for part, start in enumerate(range(0, len(payload), SEGMENT_BYTES), 1):
                 segment = payload[start : start + SEGMENT_BYTES]
                 sealed = source.take(len(segment) + TAG_BYTES)
-                decrypt_into(_NONCE.pack(number, part), sealed, header, segment)
+                self._decrypt_into(_NONCE.pack(number, part), sealed, header, segment)
         except InvalidTag:
             raise _tampered(number) from None
         return meta
-
-    def _cipher_of(self, number: int) -> AESGCM:
-        if (key := self._ratchet.new_key(number)) is not None:
-            self._cipher = AESGCM(key)
-        assert self._cipher is not None
-        return self._cipher
 
 
 _Into = Callable[[bytes, memoryview, bytes, memoryview], object]
 
 
-def _encryptor(cipher: AESGCM) -> _Into:
-    """``encrypt_into``, or its equal for a cryptography that does not have it yet."""
+def into_functions(cipher: AESGCM) -> tuple[_Into, _Into]:
+    """``encrypt_into`` and ``decrypt_into``, or their equals for an older cryptography."""
     if hasattr(cipher, "encrypt_into"):
-        return cipher.encrypt_into
+        return cipher.encrypt_into, cipher.decrypt_into
 
     def encrypt_into(nonce: bytes, data: memoryview, header: bytes, out: memoryview) -> None:
         out[:] = cipher.encrypt(nonce, data, header)
 
-    return encrypt_into
-
-
-def _decryptor(cipher: AESGCM) -> _Into:
-    if hasattr(cipher, "decrypt_into"):
-        return cipher.decrypt_into
-
     def decrypt_into(nonce: bytes, data: memoryview, header: bytes, out: memoryview) -> None:
         out[:] = cipher.decrypt(nonce, data, header)
 
-    return decrypt_into
+    return encrypt_into, decrypt_into
 
 
 def _tampered(number: int) -> ProtocolViolation:
