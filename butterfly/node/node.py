@@ -7,12 +7,9 @@ when one part fails for good, the node ends and says why.
 import asyncio
 import logging
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from butterfly import __version__
 from butterfly.api.auth import load_api_keys
-from butterfly.channel import EngineSettings
 from butterfly.config import NodeConfig
 from butterfly.node.addresses import AddressBook
 from butterfly.node.consensus import Consensus
@@ -28,26 +25,29 @@ from butterfly.node.replica import Replica
 from butterfly.node.reports import Reports
 from butterfly.node.runner import Runner
 from butterfly.node.serving import HeadDesk, Ingress
+from butterfly.node.settings import (
+    ADMISSION_LEASE_SECONDS,
+    EMBEDDED_ROOT,
+    cache_directory,
+    cluster_secret,
+    engine_settings,
+    registration_of,
+    security_view,
+)
 from butterfly.node.status import Surroundings, admission_problem
 from butterfly.node.telling import leave_cluster, tell_the_cluster
-from butterfly_cluster.commands import RegisterMember
 from butterfly_cluster.identity import DataDir
 from butterfly_cluster.lifecycle import DrainRequested, NodeState, Phase, Started
 from butterfly_cluster.node_duties import Facts
-from butterfly_core.ids import NodeId, short
+from butterfly_core.ids import short
 from butterfly_wire.identity import TlsIdentity
 from butterfly_wire.listener import PeerListener
 from butterfly_wire.pool import PeerPool
-from butterfly_wire.secret import ClusterSecret, insecure_secret, load_secret
 
 log = logging.getLogger(__name__)
 
-ADMISSION_LEASE_SECONDS: Final = {"lan": 2.0, "wan": 8.0}
 DRAIN_SECONDS: Final = 20.0
 _JOINING_PHASES: Final = (Phase.DISCOVERY, Phase.ELECTION, Phase.ASSIGNMENT)
-
-
-EMBEDDED_ROOT: Final = Path(__file__).parents[1] / "demo_model"
 
 
 class Stopped(Exception):
@@ -59,88 +59,69 @@ class NodeProgram:
 
     def __init__(self, config: NodeConfig, data_dir: DataDir) -> None:
         self._config = config
-        self._me = me = data_dir.identity.node_id
+        self._me = data_dir.identity.node_id
         self._policy = policy_of(config)
-        self._local = local = Local(Facts(_registration(config, me)))
-        self._replica = replica = Replica(local.changed)
-        tls = TlsIdentity(_secret(config), me)
+        self._local = Local(Facts(registration_of(config, self._me)))
+        self._replica = Replica(self._local.changed)
+        self._left = asyncio.Event()
+        self._make_network(data_dir)
+        self._make_engine(data_dir)
+        self._make_requests()
+        self._make_decisions()
+
+    def _make_network(self, data_dir: DataDir) -> None:
+        config, replica = self._config, self._replica
         name = config.cluster.cluster_name
-        self._listener = PeerListener(config.node.bind_address, tls, cluster_name=name, node_id=me)
-        self._pool = pool = PeerPool(tls, cluster_name=name, node_id=me)
-        self._addresses = addresses = AddressBook(
-            data_dir.path / "peers.json", lambda: replica.state
+        tls = TlsIdentity(cluster_secret(config), self._me)
+        self._listener = PeerListener(
+            config.node.bind_address, tls, cluster_name=name, node_id=self._me
         )
+        self._pool = PeerPool(tls, cluster_name=name, node_id=self._me)
+        self._addresses = AddressBook(data_dir.path / "peers.json", lambda: replica.state)
         self._consensus = Consensus(
-            config, data_dir, local, tls=tls, pool=pool, addresses=addresses, replica=replica
+            config,
+            data_dir,
+            self._local,
+            tls=tls,
+            pool=self._pool,
+            addresses=self._addresses,
+            replica=replica,
         )
+
+    def _make_engine(self, data_dir: DataDir) -> None:
+        config, local, replica = self._config, self._local, self._replica
         self._models = ModelReader(
-            config.model,
-            local,
-            embedded_root=EMBEDDED_ROOT,
-            cache=cache_directory(config),
+            config.model, local, embedded_root=EMBEDDED_ROOT, cache=cache_directory(config)
         )
         self._engine = Engine(
-            _engine_settings(config),
+            engine_settings(config),
             log_path=data_dir.path / "engine.log",
             on_message=lambda message: self._ears.hear(message),
             on_death=lambda reason: self._ears.mourn(reason),
         )
         self._links = Links(
-            me,
+            self._me,
             mode=config.security.data_plane,
             listener=self._listener,
-            pool=pool,
-            addresses=addresses,
+            pool=self._pool,
+            addresses=self._addresses,
             engine=self._engine,
             epoch=lambda: local.node.epoch,
             state=lambda: replica.state,
         )
-        self._desk = HeadDesk(self._engine, replica, me)
+
+    def _make_requests(self) -> None:
+        config, local, replica = self._config, self._local, self._replica
+        self._desk = HeadDesk(self._engine, replica, self._me)
         self._ingress = Ingress(
-            me,
+            self._me,
             local,
             replica=replica,
             models=self._models,
             desk=self._desk,
-            pool=pool,
-            addresses=addresses,
+            pool=self._pool,
+            addresses=self._addresses,
             admission_problem=self._admission_problem,
-        )
-        self._reports = Reports(
-            me,
-            local,
-            pool=pool,
-            addresses=addresses,
-            leader=lambda: self._consensus.leader,
-            active_requests=lambda: self._ingress.active_requests,
-            state=lambda: replica.state,
-        )
-        self._effects = Effects(
-            me,
-            local,
-            replica=replica,
-            models=self._models,
-            engine=self._engine,
-            links=self._links,
-            join=self._consensus.join,
-            leave=self._leave,
-        )
-        self._runner = Runner(local, replica, self._effects.handlers(), look=self._look)
-        self._ears = EngineEars(
-            me,
-            local,
-            effects=self._effects,
-            desk=self._desk,
-            post=self._runner.post,
-            capacity_share=config.node.capacity,
-        )
-        self._coordinator = Coordinator(
-            me,
-            config,
-            consensus=self._consensus,
-            replica=replica,
-            reports=self._reports,
-            models=self._models,
         )
         keys_file = config.security.api_keys_file
         self._face = Face(
@@ -153,7 +134,45 @@ class NodeProgram:
             api_keys=load_api_keys(keys_file) if keys_file else frozenset(),
             engine=self._engine,
         )
-        self._left = asyncio.Event()
+
+    def _make_decisions(self) -> None:
+        local, replica = self._local, self._replica
+        self._reports = Reports(
+            self._me,
+            local,
+            pool=self._pool,
+            addresses=self._addresses,
+            leader=lambda: self._consensus.leader,
+            active_requests=lambda: self._ingress.active_requests,
+            state=lambda: replica.state,
+        )
+        self._effects = Effects(
+            self._me,
+            local,
+            replica=replica,
+            models=self._models,
+            engine=self._engine,
+            links=self._links,
+            join=self._consensus.join,
+            leave=self._leave,
+        )
+        self._runner = Runner(local, replica, self._effects.handlers(), look=self._look)
+        self._ears = EngineEars(
+            self._me,
+            local,
+            effects=self._effects,
+            desk=self._desk,
+            post=self._runner.post,
+            capacity_share=self._config.node.capacity,
+        )
+        self._coordinator = Coordinator(
+            self._me,
+            self._config,
+            consensus=self._consensus,
+            replica=replica,
+            reports=self._reports,
+            models=self._models,
+        )
 
     def log_context(self) -> Mapping[str, object]:
         """What every line of the log says of this node."""
@@ -263,52 +282,7 @@ class NodeProgram:
             voters=consensus.voters,
             reports={**self._reports.newest, self._me: self._reports.own()},
             source=f"{config.model.source_type}:{config.model.source_path}",
-            security=_security_view(config),
+            security=security_view(config),
             policy=self._policy,
             admission_problem=self._admission_problem(),
         )
-
-
-def cache_directory(config: NodeConfig) -> Path | None:
-    """Where this node keeps proven tensors, or None when it keeps none."""
-    if config.model.cache == "off" or config.model.source_type == "embedded":
-        return None
-    return config.node.data_dir / "cache"
-
-
-def _secret(config: NodeConfig) -> ClusterSecret:
-    file = config.security.cluster_secret_file
-    return load_secret(file) if file else insecure_secret(config.cluster.cluster_name)
-
-
-def _security_view(config: NodeConfig) -> Mapping[str, Any]:
-    return {
-        "data_plane": config.security.data_plane,
-        "insecure": config.security.insecure or config.security.cluster_secret_file is None,
-        "authenticated": config.security.cluster_secret_file is not None,
-        "api_keys": config.security.api_keys_file is not None,
-    }
-
-
-def _registration(config: NodeConfig, me: NodeId) -> RegisterMember:
-    return RegisterMember(
-        me,
-        config.node.advertise_address,
-        config.node.http_address,
-        config.node.role,
-        __version__,
-        carries_layers=config.node.capacity > 0,
-    )
-
-
-def _engine_settings(config: NodeConfig) -> EngineSettings:
-    engine = config.engine
-    return EngineSettings(
-        device=config.node.device,
-        dtype=config.model.dtype,
-        threads=engine.threads,
-        block_size=engine.block_size,
-        step_tokens_max=engine.step_tokens_max,
-        sequences_max=engine.sequences_max,
-        requests_waiting_max=engine.requests_waiting_max,
-    )

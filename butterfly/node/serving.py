@@ -176,9 +176,6 @@ class Ingress:
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokensEmitted]:
         """The whole answer, over as many epochs as it takes. Raises NotServing, RequestError."""
         self._check_serving()
-        if self._models.text is not None and not request.ignore_eos:
-            stops = {*request.stop_token_ids, *self._models.text.eos_token_ids}
-            request = replace(request, stop_token_ids=tuple(sorted(stops)))
         self.active_requests += 1
         try:
             async for tokens in self._over_epochs(request):

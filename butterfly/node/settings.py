@@ -1,0 +1,60 @@
+"""From the configuration to what the parts of a node are made with."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from butterfly import __version__
+from butterfly.channel import EngineSettings
+from butterfly.config import NodeConfig
+from butterfly_cluster.commands import RegisterMember
+from butterfly_core.ids import NodeId
+from butterfly_wire.secret import ClusterSecret, insecure_secret, load_secret
+
+EMBEDDED_ROOT: Final = Path(__file__).parents[1] / "demo_model"
+ADMISSION_LEASE_SECONDS: Final = {"lan": 2.0, "wan": 8.0}
+
+
+def cache_directory(config: NodeConfig) -> Path | None:
+    """Where this node keeps proven tensors, or None when it keeps none."""
+    if config.model.cache == "off" or config.model.source_type == "embedded":
+        return None
+    return config.node.data_dir / "cache"
+
+
+def cluster_secret(config: NodeConfig) -> ClusterSecret:
+    file = config.security.cluster_secret_file
+    return load_secret(file) if file else insecure_secret(config.cluster.cluster_name)
+
+
+def security_view(config: NodeConfig) -> Mapping[str, Any]:
+    return {
+        "data_plane": config.security.data_plane,
+        "insecure": config.security.insecure or config.security.cluster_secret_file is None,
+        "authenticated": config.security.cluster_secret_file is not None,
+        "api_keys": config.security.api_keys_file is not None,
+    }
+
+
+def registration_of(config: NodeConfig, me: NodeId) -> RegisterMember:
+    return RegisterMember(
+        me,
+        config.node.advertise_address,
+        config.node.http_address,
+        config.node.role,
+        __version__,
+        carries_layers=config.node.capacity > 0,
+    )
+
+
+def engine_settings(config: NodeConfig) -> EngineSettings:
+    engine = config.engine
+    return EngineSettings(
+        device=config.node.device,
+        dtype=config.model.dtype,
+        threads=engine.threads,
+        block_size=engine.block_size,
+        step_tokens_max=engine.step_tokens_max,
+        sequences_max=engine.sequences_max,
+        requests_waiting_max=engine.requests_waiting_max,
+    )
