@@ -18,6 +18,7 @@ from pathlib import Path
 
 from butterfly_weights.cache_files import (
     CachedFile,
+    drop_half_written,
     entries_in,
     pins_path,
     read_pins,
@@ -161,6 +162,8 @@ class TensorCache:
             self._notes.append(text)
 
     def _write_behind(self) -> None:
+        if self._lock_file is not None:
+            drop_half_written(self._directory)
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._queue or self._closing)

@@ -91,6 +91,14 @@ def entries_in(directory: Path) -> Iterator[CacheEntry]:
                 yield CacheEntry(path, status.st_size, status.st_mtime)
 
 
+def drop_half_written(directory: Path) -> None:
+    """Remove what a process that died was writing; only for the holder of the lock."""
+    for path in (directory / "tensors").glob("??/*.part"):
+        if _NAME.fullmatch(path.name):
+            with suppress(OSError):
+                path.unlink()
+
+
 def read_pins(path: Path) -> Mapping[str, bytes]:
     """Name → digest; lines that make no sense are left out, the last one of a name counts."""
     try:
