@@ -83,8 +83,12 @@ def _nucleus_floor(probabilities: torch.Tensor, mass: torch.Tensor) -> torch.Ten
 
 
 def _invert(weights: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-    """The first token whose cumulative weight exceeds ``at`` (in [0, 1)) of the row's total."""
+    """The first token whose cumulative weight exceeds ``at`` (in [0, 1)) of the row's total.
+
+    The target stays below the total, whatever rounding does: a token of weight 0 is never taken.
+    """
     cumulative = weights.double().cumsum(dim=-1)
-    target = (at * cumulative[:, -1])[:, None]
-    found = torch.searchsorted(cumulative, target, right=True)[:, 0]
-    return found.clamp(max=weights.shape[1] - 1)
+    total = cumulative[:, -1]
+    target = torch.minimum(at * total, total.nextafter(torch.zeros_like(total)))
+    found = torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
+    return found.clamp(max=weights.shape[1] - 1)  # only for rows that are not numbers

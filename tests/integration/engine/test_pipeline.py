@@ -49,7 +49,7 @@ def test_an_answer_continues_elsewhere_as_if_nothing_had_happened(
         whole = pipeline.answers.tokens("whole")
     other = cut((0, 3, 4))
 
-    with Pipeline(other, limits(other, token_budget=7), epoch=8) as pipeline:
+    with Pipeline(other, limits(other, token_budget=6), epoch=8) as pipeline:
         pipeline.submit("rest", PROMPT, 24, sampling, emitted=tuple(whole[:9]))
         assert pipeline.answers.wait_end("rest") is FinishReason.LENGTH
         rest = pipeline.answers.tokens("rest")

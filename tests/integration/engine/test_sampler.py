@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from butterfly_core.generation import SamplingParams
+from butterfly_engine import sampler
 from butterfly_engine.counter_random import uniform
 from butterfly_engine.sampler import sample
 
@@ -146,3 +147,14 @@ def test_a_hair_above_zero_is_still_sound() -> None:
     cold = SamplingParams(temperature=2e-5)
 
     assert sample(logits, [cold, cold], [1, 2]).tolist() == logits.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("at", [0.0, 0.5, 1 - 2**-53])
+def test_a_token_that_was_cut_off_is_never_drawn(
+    monkeypatch: pytest.MonkeyPatch, at: float
+) -> None:
+    monkeypatch.setattr(sampler, "uniform", lambda seed, position: at)
+    logits = torch.full((1, 9), -3.0)
+    logits[0, 4] = 7.0
+
+    assert sample(logits, [SamplingParams(top_k=1)], [0]).tolist() == [4]

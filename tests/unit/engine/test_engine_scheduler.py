@@ -150,6 +150,27 @@ def test_prompts_are_not_starved_by_decodes() -> None:
     assert served == {1, 2, 3}
 
 
+def test_a_small_budget_goes_round_all_sequences() -> None:
+    subject = scheduler(token_budget=2)
+    for name in "abcde":
+        subject.submit(request(name, prompt_tokens=1, tokens_max=90))
+    served: list[int] = []
+    for _ in range(30):
+        batch = next_step(subject)
+        served += [one.sequence_id for one in batch.sequences]
+        subject.commit(batch.step_id, (7,) * batch.sampled_count)
+
+    assert {served[-20:].count(name) for name in range(1, 6)} == {4}
+
+
+def test_running_sequences_keep_a_block_each_to_grow_into() -> None:
+    subject = scheduler(kv_blocks=4, block_size=4)
+    for name in "abc":
+        subject.submit(request(name, prompt_tokens=4))
+
+    assert len(next_step(subject).sequences) == 2
+
+
 def test_emitted_tokens_are_prompt_when_a_request_continues() -> None:
     subject = scheduler()
     subject.submit(request(prompt_tokens=3, tokens_max=4, emitted=(50, 51, 52)))

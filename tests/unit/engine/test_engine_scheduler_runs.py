@@ -9,7 +9,7 @@ steps at different times: the first when they are scheduled, the last when they 
 from collections import deque
 from collections.abc import Callable
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from butterfly_core.generation import FinishReason, GenerationRequest, TokensEmitted
@@ -151,6 +151,34 @@ def test_every_request_is_answered_as_if_it_were_alone(
     if not statistics["preemptions_total"]:
         for positions in run.computed.values():
             assert positions == list(range(len(positions))), "each token once, in order"
+
+
+@settings(deadline=None, max_examples=100)
+@example(8, 1, [1] * 6)
+@example(8, 2, [1] * 6)
+@example(8, 3, [1] * 6)
+@given(st.integers(5, 9), st.integers(1, 3), st.lists(st.integers(1, 3), min_size=3, max_size=6))
+def test_answers_survive_a_shortage_of_blocks(
+    blocks: int, groups: int, prompt_lengths: list[int]
+) -> None:
+    limits = SchedulerLimits(kv_blocks=blocks, block_size=1, token_budget=4, groups=groups)
+    run = Run(limits)
+    requests = [
+        GenerationRequest(str(number), (number,) * length, 6)
+        for number, length in enumerate(prompt_lengths)
+    ]
+    for request in requests:
+        run.scheduler.submit(request)
+    run.finish()
+
+    for request in requests:
+        own = [event for event in run.events if event.request_id == request.request_id]
+        tokens = [token for event in own for token in event.token_ids]
+        assert tokens == expected_answer(request, limits)
+    statistics = run.scheduler.statistics()
+    assert statistics["kv_blocks_free"] == blocks
+    if blocks == 8 and prompt_lengths == [1] * 6:
+        assert statistics["preemptions_total"] > 0, "or the examples above prove nothing"
 
 
 @settings(deadline=None, max_examples=100)
