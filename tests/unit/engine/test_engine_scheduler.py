@@ -238,6 +238,23 @@ def test_the_newest_sequence_gives_way_and_loses_no_token() -> None:
     assert subject.statistics()["kv_blocks_free"] == 4
 
 
+def test_a_sequence_with_a_step_in_flight_does_not_give_way() -> None:
+    subject = scheduler(kv_blocks=4, block_size=1, groups=2)
+    for name in ("old", "new"):
+        subject.submit(request(name, prompt_tokens=1))
+    old, new = next_step(subject), next_step(subject)
+    subject.commit(old.step_id, (7,))
+    old = next_step(subject)
+    subject.commit(new.step_id, (8,))
+    new = next_step(subject)
+    subject.commit(old.step_id, (9,))
+
+    assert subject.schedule() is None, "the old one needs a fifth block and gave its own up"
+    assert subject.statistics()["preemptions_total"] == 1
+    assert [event.token_ids for event in subject.commit(new.step_id, (10,))] == [(10,)]
+    assert next_step(subject).token_ids == (10,)
+
+
 def test_cancelling_a_waiting_request_ends_it_at_once() -> None:
     subject = scheduler()
     subject.submit(request())
