@@ -127,7 +127,9 @@ def rclone_s3(
     chosen = port or free_port()
     pairs = dict(keys or {ACCESS_KEY: SECRET_KEY})
     command = [_rclone(), "serve", "s3", "--addr", f"127.0.0.1:{chosen}"]
-    command += ["--vfs-cache-mode", "off", "--dir-cache-time", "0s", "--poll-interval", "0"]
+    # With 0s each PUT waits for seconds: rclone looks for its own file in a cache that is never
+    # valid. So what one changes on the disk itself is seen after a tenth of a second.
+    command += ["--dir-cache-time", "100ms", "--poll-interval", "0"]
     for access, secret in pairs.items():
         command += ["--auth-key", f"{access},{secret}"]
     access, secret = next(iter(pairs.items()))
