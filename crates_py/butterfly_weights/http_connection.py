@@ -1,5 +1,6 @@
 """One HTTP connection that is kept alive, and dropped at any doubt."""
 
+import base64
 import http.client
 import os
 import socket
@@ -9,9 +10,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
-from butterfly_core.errors import ConfigError
+from butterfly_core.errors import ConfigError, SourceError
 from butterfly_weights.errors import TransientFailure
 from butterfly_weights.source import SourceOptions
 
@@ -49,6 +50,7 @@ class HttpConnection:
     def __init__(self, base_url: str, options: SourceOptions) -> None:
         self._base = urlsplit(base_url)
         self._options = options
+        self._proxy = proxy_for(self._base, options)
         self._connection: http.client.HTTPConnection | None = None
         self._response: http.client.HTTPResponse | None = None
         self._socket: socket.socket | None = None
@@ -56,15 +58,25 @@ class HttpConnection:
     def get(self, method: str, url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
         """Send a request without a body and read the response's head.
 
-        Raises TransientFailure; the connection is then dropped.
+        Raises TransientFailure, or SourceError for a certificate; the connection is then dropped.
         """
         try:
             connection = self._connection or self._connect()
-            target = url if self._speaks_to_proxy else urlsplit(url)._replace(scheme="", netloc="")
-            address = target if isinstance(target, str) else target.geturl()
-            connection.request(method, address, headers=dict(headers))
+            parts, fields = urlsplit(url), dict(headers)
+            proxy = self._proxy if parts.scheme == "http" else None
+            if proxy is None:
+                parts = parts._replace(scheme="", netloc="")
+            else:
+                fields |= _proxy_headers(proxy)
+            connection.request(method, parts.geturl(), headers=fields)
             self._response = connection.getresponse()
             return self._response
+        except ssl.SSLCertVerificationError as error:
+            self.drop()
+            raise SourceError(
+                f"{method} {url}: the server's certificate is not trusted "
+                f"({error.verify_message}): name its authority's file in AWS_CA_BUNDLE"
+            ) from error
         except _BROKEN as error:
             self.drop()
             raise TransientFailure(f"{method} {url}: {told(error)}") from error
@@ -84,13 +96,9 @@ class HttpConnection:
             with suppress(OSError):
                 kept.shutdown(socket.SHUT_RDWR)
 
-    @property
-    def _speaks_to_proxy(self) -> bool:
-        return self._base.scheme == "http" and proxy_for(self._base, self._options) is not None
-
     def _connect(self) -> http.client.HTTPConnection:
         host, port = self._base.hostname or "", self._base.port
-        proxy = proxy_for(self._base, self._options)
+        proxy = self._proxy
         through = (proxy.hostname or "", proxy.port or 80) if proxy else (host, port)
         seconds = self._options.connect_timeout_seconds
         connection: http.client.HTTPConnection
@@ -98,7 +106,7 @@ class HttpConnection:
             context = tls_context(self._options.ca_file)
             connection = http.client.HTTPSConnection(*through, timeout=seconds, context=context)
             if proxy:
-                connection.set_tunnel(host, port or 443)
+                connection.set_tunnel(host, port or 443, headers=_proxy_headers(proxy))
         else:
             connection = http.client.HTTPConnection(*through, timeout=seconds)
         try:
@@ -109,6 +117,14 @@ class HttpConnection:
             raise
         self._connection, self._socket = connection, connection.sock
         return connection
+
+
+def _proxy_headers(proxy: SplitResult) -> dict[str, str]:
+    """The user and password that a proxy's URL carries."""
+    if proxy.username is None:
+        return {}
+    pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}".encode()
+    return {"Proxy-Authorization": f"Basic {base64.b64encode(pair).decode()}"}
 
 
 def told(error: BaseException) -> str:

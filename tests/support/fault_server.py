@@ -8,6 +8,7 @@ with fault_server(folder) as server:
 import hashlib
 import re
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -202,7 +203,9 @@ def chunked(answer: Answer, _asked: Asked, _content: bytes) -> None:
 
 
 @contextmanager
-def fault_server(folder: Path, *, lists: bool = True) -> Iterator[FaultServer]:
+def fault_server(
+    folder: Path, *, lists: bool = True, tls: ssl.SSLContext | None = None
+) -> Iterator[FaultServer]:
     """Serve a folder's files as ``bucket/model/NAME``."""
     objects = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     server = FaultServer(objects, lists=lists)
@@ -210,7 +213,7 @@ def fault_server(folder: Path, *, lists: bool = True) -> Iterator[FaultServer]:
     class Handler(_Handler):
         owner = server
 
-    with serving(Handler) as url:
+    with serving(Handler, tls=tls) as url:
         server.url = url
         try:
             yield server
@@ -218,10 +221,31 @@ def fault_server(folder: Path, *, lists: bool = True) -> Iterator[FaultServer]:
             server.over.set()
 
 
+def _pass_on(source: socket.socket, sink: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(1 << 16):
+            sink.sendall(data)
+    with suppress(OSError):
+        sink.shutdown(socket.SHUT_WR)
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = 60
     owner: FaultServer
+
+    def do_CONNECT(self) -> None:
+        """Be a proxy for HTTPS too: pass bytes on until one side ends."""
+        host, _, port = self.path.rpartition(":")
+        self.owner.asked.append(Asked("CONNECT", self.path))
+        with socket.create_connection((host, int(port)), timeout=10) as other:
+            self.send_response_only(200)
+            self.end_headers()
+            back = threading.Thread(target=_pass_on, args=(other, self.connection))
+            back.start()
+            _pass_on(self.connection, other)
+            back.join()
+        self.close_connection = True
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (http.server's name)
         """Tests print nothing."""

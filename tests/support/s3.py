@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -234,8 +235,10 @@ def counting_proxy(upstream_url: str) -> Iterator[CountingProxy]:
 
 
 @contextmanager
-def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    """A threaded HTTP server on a free port of this machine; its URL."""
+def serving(
+    handler: type[BaseHTTPRequestHandler], *, tls: ssl.SSLContext | None = None
+) -> Iterator[str]:
+    """A threaded HTTP (with ``tls``: HTTPS) server on a free port of this machine; its URL."""
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
@@ -245,10 +248,14 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
             """Clients that go away in the middle are what these servers are for."""
 
     server = Server(("127.0.0.1", 0), handler)
+    if tls is not None:
+        server.socket = tls.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield f"http{'s' if tls else ''}://127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()
