@@ -203,19 +203,20 @@ class _GenerationTag(Extension):
 class _GuardedNamespace(Namespace):
     """A namespace without names that lead to Python's insides."""
 
+    # Methods of a namespace cannot be reached through ``self``: its fields hide them.
     def __init__(self, *args: Any, **fields: Any) -> None:
         for name in dict(*args, **fields):
-            self._check(name)
+            _refuse_private_name(name)
         super().__init__(*args, **fields)
 
     def __setitem__(self, name: str, value: Any) -> None:
-        self._check(name)
+        _refuse_private_name(name)
         super().__setitem__(name, value)
 
-    @staticmethod
-    def _check(name: object) -> None:
-        if isinstance(name, str) and name.startswith("_"):
-            raise SecurityError(f"a namespace cannot hold the name {name!r}")
+
+def _refuse_private_name(name: object) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace cannot hold the name {name!r}")
 
 
 def _count_steps(tree: nodes.Template, environment: jinja2.Environment) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
-from tokenizers.processors import TemplateProcessing
 
 from butterfly_core.errors import ModelError, RequestError
 from butterfly_text import model_files
@@ -22,8 +21,9 @@ class TextModel:
 
     Needs ``tokenizer.json``; uses ``tokenizer_config.json``, ``special_tokens_map.json``,
     ``chat_template.jinja``, ``additional_chat_templates/*.jinja``, ``generation_config.json`` and
-    ``config.json`` where they are there. Raises ModelError if one of them is malformed.
-    May be used from several threads at once.
+    ``config.json`` where they are there. What is put around a text (a bos token, say) is told by
+    ``tokenizer.json`` alone, whatever ``add_bos_token`` says, as in transformers.
+    Raises ModelError if one of them is malformed. May be used from several threads at once.
     """
 
     def __init__(
@@ -33,7 +33,6 @@ class TextModel:
         self._special_tokens = parsed.special_tokens
         self._tokenizer = _read_tokenizer(files)
         _declare_special_tokens(self._tokenizer, parsed)
-        _set_post_processor(self._tokenizer, parsed)
         self._templates = {
             name: ChatTemplate(source, template_limits) for name, source in parsed.templates.items()
         }
@@ -191,25 +190,6 @@ def _declare_special_tokens(tokenizer: Tokenizer, parsed: model_files.ModelFiles
         token_id = tokenizer.token_to_id(token)
         if token_id is not None and token_id not in known:
             tokenizer.add_special_tokens([AddedToken(token, special=True)])
-
-
-def _set_post_processor(tokenizer: Tokenizer, parsed: model_files.ModelFiles) -> None:
-    """Obey ``add_bos_token`` and ``add_eos_token`` of tokenizer_config.json where given."""
-    config, tokens = parsed.tokenizer_config, parsed.special_tokens
-    if "add_bos_token" not in config and "add_eos_token" not in config:
-        return
-    wanted = {
-        side: tokens[f"{side}_token"]
-        for side in ("bos", "eos")
-        if config.get(f"add_{side}_token") and f"{side}_token" in tokens
-    }
-    ids = {token: tokenizer.token_to_id(token) for token in wanted.values()}
-    if None in ids.values():
-        return
-    pieces = [wanted.get("bos"), "$A", wanted.get("eos")]
-    tokenizer.post_processor = TemplateProcessing(
-        single=[piece for piece in pieces if piece], special_tokens=list(ids.items())
-    )
 
 
 def _byte_tokens(tokenizer: Tokenizer) -> Mapping[int, int]:

@@ -94,25 +94,28 @@ def _special_tokens(*sources: Mapping[str, Any]) -> Mapping[str, str]:
 def _templates(
     files: Mapping[str, bytes], tokenizer_config: Mapping[str, Any]
 ) -> Mapping[str, str]:
-    """Names to templates; a file of its own wins over the entry in tokenizer_config.json."""
-    entry = tokenizer_config.get("chat_template")
+    """Names to templates: those in files of their own, else those in tokenizer_config.json."""
     templates: dict[str, str] = {}
-    if isinstance(entry, str):
-        templates["default"] = entry
-    elif isinstance(entry, list):
-        templates |= dict(map(_named_template, entry))
-    elif entry is not None:
-        raise ModelError(
-            "chat_template in tokenizer_config.json must be a text or a list of named texts, "
-            f"not {type(entry).__name__}"
-        )
     for name, data in files.items():
         if name == TEMPLATE_FILE:
             templates["default"] = _decode(name, data)
         elif name.startswith(TEMPLATE_FOLDER) and name.endswith(".jinja"):
             short = name.removeprefix(TEMPLATE_FOLDER).removesuffix(".jinja")
             templates[short] = _decode(name, data)
-    return templates
+    return templates or _templates_of_entry(tokenizer_config.get("chat_template"))
+
+
+def _templates_of_entry(entry: object) -> Mapping[str, str]:
+    if entry is None:
+        return {}
+    if isinstance(entry, str):
+        return {"default": entry}
+    if isinstance(entry, list):
+        return dict(map(_named_template, entry))
+    raise ModelError(
+        "chat_template in tokenizer_config.json must be a text or a list of named texts, "
+        f"not {type(entry).__name__}"
+    )
 
 
 def _named_template(entry: object) -> tuple[str, str]:
@@ -140,7 +143,7 @@ def named_eos_ids(files: ModelFiles) -> tuple[int, ...]:
         ids += [
             token_id
             for token_id in (given if isinstance(given, list) else [given])
-            if isinstance(token_id, int) and token_id >= 0
+            if type(token_id) is int and token_id >= 0
         ]
     return tuple(dict.fromkeys(ids))
 
