@@ -53,6 +53,7 @@ class Stage:
         self.is_last = self._model.is_last
         self.hidden_size = self._model.hidden_size
         self.vocab_size = int(self._model.config.vocab_size)
+        self.eos_token_ids = _eos_token_ids(config)
         self.context_length = int(self._model.config.max_position_embeddings)
         heads = kv_heads_and_size(config)
         self._pools = KvPools(
@@ -140,3 +141,11 @@ class Stage:
                 raise ProtocolViolation(f"sequence {one.sequence_id} names a block we do not have")
             if len(one.block_table) * self.block_size < one.stop:
                 raise ProtocolViolation(f"sequence {one.sequence_id} lacks blocks for its tokens")
+
+
+def _eos_token_ids(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """What config.json says ends an answer; generation_config.json may know more."""
+    stored = config.get("eos_token_id")
+    if stored is None:
+        return ()
+    return tuple(stored) if isinstance(stored, list | tuple) else (int(stored),)

@@ -17,18 +17,39 @@ from transformers.utils import logging
 
 logging.disable_progress_bar()
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "granite", "olmo2", "phi3", "smollm3")
 BOS = "<s>"
 EOS = "</s>"
 BOS_ID = 256
 EOS_ID = 257
 VOCAB_SIZE = 300
+_HEAD_SIZE_FOLLOWS = ("qwen2", "granite", "olmo2", "phi3", "smollm3")
 _CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{{ message['role'] }}: {{ message['content'] }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
-_CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+_CLASSES = {
+    "llama": "Llama",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "granite": "Granite",
+    "olmo2": "Olmo2",
+    "phi3": "Phi3",
+    "smollm3": "SmolLM3",
+}
+# What sets a family apart must be in its tiny model, or a test of it proves nothing.
+_OWN_SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "granite": {
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.7,
+        "attention_multiplier": 0.2,
+        "logits_scaling": 2.0,
+    },
+    "phi3": {"pad_token_id": 0},
+    "smollm3": {"no_rope_layer_interval": 2, "pad_token_id": 0},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +96,9 @@ def make_tiny_model(
         "bos_token_id": BOS_ID,
         "eos_token_id": EOS_ID,
         "initializer_range": 0.2,
-        **({"head_dim": 16} if family != "qwen2" else {}),
+        **({"head_dim": 16} if family not in _HEAD_SIZE_FOLLOWS else {}),
         **window,
+        **_OWN_SETTINGS.get(family, {}),
         **overrides,
     }
     config = getattr(transformers, f"{name}Config")(**settings)

@@ -27,6 +27,7 @@ _CONFIG_ERRORS = (
     KeyError,
     AttributeError,
     ZeroDivisionError,
+    AssertionError,
     StrictDataclassError,
 )
 _LAYER_LISTS = ("layers", "h", "blocks", "decoder_layers", "block")

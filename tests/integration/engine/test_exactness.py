@@ -7,6 +7,7 @@ import pytest
 
 from butterfly_core.generation import FinishReason
 from butterfly_engine.params import SchedulerLimits
+from butterfly_engine.supported import SUPPORTED_ARCHITECTURES
 from tests.integration.engine.conftest import MadeModel
 from tests.support.engine_pipelines import Pipeline, make_stages
 from tests.support.tiny_models import VOCAB_SIZE, reference_greedy
@@ -17,6 +18,9 @@ MODELS = [
     *((family, tied, None) for family in ("llama", "qwen2", "qwen3") for tied in (False, True)),
     *((family, False, 6) for family in ("mistral", "qwen2", "qwen3")),
     ("mistral", True, None),
+    *((family, False, None) for family in ("granite", "olmo2", "phi3", "smollm3")),
+    ("phi3", False, 6),
+    ("smollm3", True, None),
 ]
 
 
@@ -54,3 +58,20 @@ def test_concurrent_answers_equal_transformers(
     assert answers == expected
     assert finishes == [FinishReason.LENGTH] * len(asked)
     assert statistics["kv_blocks_free"] == 12
+
+
+def test_every_supported_architecture_is_compared_here(made: Callable[..., MadeModel]) -> None:
+    compared = {made(family)[0].config["architectures"][0] for family, _, _ in MODELS}
+
+    assert compared == set(SUPPORTED_ARCHITECTURES)
+
+
+def test_a_window_changes_the_answer_or_the_comparison_proves_nothing(
+    made: Callable[..., MadeModel],
+) -> None:
+    for family in ("mistral", "qwen2", "qwen3", "phi3"):
+        answers = []
+        for window in (None, 6):
+            _, _, whole = made(family, layers=LAYERS, tied=False, sliding_window=window)
+            answers.append(reference_greedy(whole, prompts()[2], 10))
+        assert answers[0] != answers[1]
