@@ -68,21 +68,29 @@ class ModelReader:
         return model_root(self.checkpoint.small_files, part_digests, layers)
 
     async def read_until_known(self) -> None:
-        """Read, again and again until it succeeds once."""
+        """Read, again and again until it succeeds; what is known already is not read again."""
         pause = _RETRY_FIRST_SECONDS
-        while not await self.refresh():
+        while not await self._known():
             await asyncio.sleep(pause)
             pause = min(2 * pause, _RETRY_MAX_SECONDS)
+
+    async def _known(self) -> bool:
+        async with self._reading:
+            failing = PROBLEM_CODE in self._local.problems
+            return (self.checkpoint is not None and not failing) or await self._take()
 
     async def refresh(self) -> bool:
         """Read the source anew; False when it failed, and why is among the problems."""
         async with self._reading:
-            try:
-                checkpoint, described, text = await asyncio.to_thread(self._read)
-            except (ButterflyError, OSError) as error:
-                if self._local.report(Problem(PROBLEM_CODE, str(error))):
-                    log.error("cannot read the model: %s", error)
-                return False
+            return await self._take()
+
+    async def _take(self) -> bool:
+        try:
+            checkpoint, described, text = await asyncio.to_thread(self._read)
+        except (ButterflyError, OSError) as error:
+            if self._local.report(Problem(PROBLEM_CODE, str(error))):
+                log.error("cannot read the model: %s", error)
+            return False
         self.checkpoint, self.described, self.text = checkpoint, described, text
         self._local.solved(PROBLEM_CODE)
         self._local.changed.notify()
