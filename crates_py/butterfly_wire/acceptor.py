@@ -36,6 +36,7 @@ from butterfly_wire.session import (
     StreamHandler,
     UnaryHandler,
 )
+from butterfly_wire.tasks import Tasks
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -108,8 +109,10 @@ class Acceptor:
         except ButterflyError as error:
             _log.info("channel %r of node %s ended: %s", purpose, short(channel.peer_id), error)
 
-    async def _close_connections(self) -> None:
+    async def _let_go(self, tasks: Tasks) -> None:
+        """End all handlers, then all connections: what was answered is still flushed."""
         closing = list(self._connections)
+        await tasks.close(2 * self.limits.close_timeout_seconds)  # a session may need one itself
         for connection in closing:
             connection.close()
         await asyncio.gather(*(connection.wait_ended() for connection in closing))

@@ -221,7 +221,7 @@ class Connection(asyncio.Protocol):
     def close(self, error: ButterflyError | None = None) -> None:
         """Flush what is queued, then close; abruptly when that takes too long."""
         self.end(error or Unreachable(f"{self.where}: closed by this node"))
-        if self._transport is not None and self._abort_timer is None:
+        if self._transport is not None and self._abort_timer is None and not self._ended.is_set():
             self._abort_timer = self._loop.call_later(
                 self.limits.close_timeout_seconds, self._transport.abort
             )
@@ -232,11 +232,6 @@ class Connection(asyncio.Protocol):
         self.end(error)
         if self._transport is not None:
             self._transport.abort()
-
-    def abort_unless_ended(self, error: ButterflyError) -> None:
-        """Close at once, unless a graceful close is under way."""
-        if self.error is None:
-            self.abort(error)
 
     async def wait_ended(self) -> None:
         """Wait until the transport is gone (bounded after ``close`` and ``abort``)."""

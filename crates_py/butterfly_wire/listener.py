@@ -81,8 +81,7 @@ class PeerListener(Acceptor):
         await asyncio.wait([self._accepting])
         self._socket.close()
         self._socket = None
-        await self._close_connections()
-        await self._tasks.close(self.limits.close_timeout_seconds)
+        await self._let_go(self._tasks)
 
     def issue_ticket(
         self, on_connected: OnConnected, *, mode: Mode = "aead", timeout_seconds: float = 10.0
@@ -169,9 +168,13 @@ class PeerListener(Acceptor):
             )
             proved = peer_of(connection.transport)
             return connection, proved, await self._welcome(connection, proved)
-        except BaseException:
-            connection.abort_unless_ended(Unreachable(f"{newcomer.where}: not welcomed"))
+        except ButterflyError as error:
+            connection.close(error)  # gracefully: the reason is still on its way to the peer
+            await connection.wait_ended()
             raise
+        finally:
+            if not connection.begun:
+                connection.abort(Unreachable(f"{newcomer.where}: not welcomed"))
 
     async def _redeem(self, newcomer: "_Newcomer") -> None:
         """Hand the socket of a data connection to who waits for it. Raises Refused."""
@@ -184,8 +187,8 @@ class PeerListener(Acceptor):
         newcomer.sock.setblocking(True)
         prepare_data_socket(newcomer.sock)
         self._counts["data_connections"] += 1
-        newcomer.taken = True
         on_connected(newcomer.sock)
+        newcomer.taken = True
 
 
 @dataclass

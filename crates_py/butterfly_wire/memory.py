@@ -192,8 +192,7 @@ class MemoryListener(Acceptor):
         if self._where is not None:
             self._network.remove_listener(self._where)
             self._where = None
-        await self._close_connections()
-        await self._tasks.close(self.limits.close_timeout_seconds)
+        await self._let_go(self._tasks)
 
     def issue_ticket(
         self, on_connected: OnConnected, *, mode: Mode = "aead", timeout_seconds: float = 10.0
@@ -215,5 +214,5 @@ class MemoryListener(Acceptor):
             return
         finally:
             if not connection.begun:
-                connection.abort_unless_ended(Unreachable("not welcomed"))
+                connection.close(Unreachable("not welcomed"))
         await self._serve(connection, caller, purpose)

@@ -47,6 +47,7 @@ class Session:
             self._connection.consume(self._take)
             await self._connection.wait_ended()
         finally:
+            self._connection.pause()  # a call that arrives now would begin and never be ended
             await self._cancel_all()
 
     async def _cancel_all(self) -> None:

@@ -185,7 +185,9 @@ def prepare_data_socket(sock: socket.socket) -> None:
         ("TCP_KEEPIDLE", 5),
         ("TCP_KEEPINTVL", 2),
         ("TCP_KEEPCNT", 3),
-        ("TCP_USER_TIMEOUT", 11_000),  # milliseconds: sent bytes without acknowledgement
+        # Milliseconds. It also counts while a live peer does not read, so it is only the last
+        # resort: the silence of the control connection tells earlier.
+        ("TCP_USER_TIMEOUT", 120_000),
     ):
         if hasattr(socket, name):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

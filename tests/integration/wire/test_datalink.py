@@ -348,3 +348,13 @@ def test_keys_never_show(pair: tuple[socket.socket, socket.socket]) -> None:
     assert "1111" not in f"{near!r} {near!s} {vars(near)}"
     near.close()
     far.close()
+
+
+@given(st.sampled_from(MODES), st.binary(max_size=200), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_any_bytes_are_a_frame_or_a_named_end(mode: Mode, data: bytes, framed: bool) -> None:
+    code = MODES.index(mode) + 1
+    start = b"BFD1" + bytes([code, 0, 0, 0]) if framed else b""
+
+    with pytest.raises((ProtocolViolation, Unreachable)):
+        receive_all(mode, start + data, 20)

@@ -371,3 +371,57 @@ async def test_a_refusal_during_the_hello_reaches_a_dialer_that_waits(tcp: World
     for _ in range(20):
         with pytest.raises(Refused, match="no channel for 'none'"):
             await tcp.channel(address, "none")
+
+
+async def test_a_ticket_s_taker_that_fails_leaves_no_socket(
+    tcp: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(sock: Any) -> None:
+        raise KeyError("a bug")
+
+    listener, address = await listening(tcp)
+    sock = await tcp.data(address, listener.issue_ticket(fail))
+
+    assert await asyncio.to_thread(sock.recv, 1) == b""
+    assert "a bug" in caplog.text
+    sock.close()
+
+
+async def test_closing_is_bounded_though_a_handler_will_not_end(
+    tcp: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    tcp.limits = replace(tcp.limits, close_timeout_seconds=0.2)
+    began, release = asyncio.Event(), asyncio.Event()
+
+    async def stubborn(caller: NodeId, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        began.set()
+        while not release.is_set():
+            with suppress(asyncio.CancelledError):
+                await release.wait()
+        return {}
+
+    listener = tcp.listener()
+    listener.on_call("stubborn", stubborn)
+    address = await listener.start()
+    call = asyncio.ensure_future(tcp.pool().call(address, "stubborn", {}, timeout_seconds=60))
+    await began.wait()
+    try:
+        await asyncio.wait_for(listener.close(), 10)
+
+        assert "does not end when cancelled" in caplog.text
+        with pytest.raises(Unreachable):
+            await call
+    finally:
+        release.set()
+        await asyncio.sleep(0.05)
+
+
+async def test_closing_does_not_wait_for_newcomers(tcp: World) -> None:
+    listener, address = await listening(tcp)
+    async with raw(address) as (reader, writer):
+        writer.write(b"\x16\x03\x01")
+        await until(lambda: listener.statistics()["unauthenticated"] == 1)
+
+        await asyncio.wait_for(listener.close(), 10)
+
+        assert await ended(reader) == b""

@@ -156,3 +156,21 @@ def test_a_text_has_a_bounded_length() -> None:
     assert text_of({"method": "x" * 200}, "method") == "x" * 200
     with pytest.raises(ProtocolViolation):
         text_of({"method": "x" * 201}, "method")
+
+
+@settings(deadline=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(["classes", "message", "phase", "retry_after_seconds"]),
+        st.none()
+        | st.integers()
+        | st.text()
+        | st.lists(st.sampled_from(["NotServing", "Refused", "str", "", 3]), max_size=3),
+    )
+)
+def test_any_map_is_an_error_or_a_violation(meta: dict[str, Any]) -> None:
+    try:
+        error = error_from_map(meta)
+    except ProtocolViolation:
+        return
+    assert isinstance(error, ButterflyError)
