@@ -35,9 +35,7 @@ def files() -> list[str]:
 
 def is_there(name: str, known: list[str]) -> bool:
     """Whole, or the end of a path, as ``node/main.py`` for ``butterfly/node/main.py``."""
-    if name.endswith("/"):
-        return any(f"/{name}" in path for path in known)
-    return any(path.endswith(f"/{name}") for path in known)
+    return any(f"/{name.rstrip('/')}/" in f"{path}/" for path in known)
 
 
 @pytest.fixture(scope="module")
