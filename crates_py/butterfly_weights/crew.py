@@ -1,6 +1,7 @@
 """Threads that work off a list of tasks; the first failure stops them all."""
 
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Protocol, TypeVar
@@ -76,7 +77,15 @@ def work_off(
         for worker in workers:
             worker.close()
     if shared.failure:
+        forget_locals(shared.failure)
         raise shared.failure
+
+
+def forget_locals(failure: BaseException | None) -> None:
+    """An error may be kept for long; its frames must not keep a model's memory with it."""
+    while failure is not None:
+        traceback.clear_frames(failure.__traceback__)
+        failure = failure.__cause__ or failure.__context__
 
 
 def _work(worker: Worker[T], waiting: deque[T], shared: _Shared) -> None:

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Mapping, Sequence
 
+from butterfly_weights.crew import forget_locals
 from butterfly_weights.errors import SourceChanged
 from butterfly_weights.ledger import Ledger
 from butterfly_weights.merkle import LEAF_BYTES, LeafHasher
@@ -92,12 +93,14 @@ class PieceFetcher:
             for leaf, seen in self._read(task):
                 self._settle(task.shard, leaf, seen)
         except SourceChanged as error:
+            forget_locals(error)
             self._changed.add(task.shard, error)
 
     def interrupt(self) -> None:
         self._reader.interrupt()
 
     def close(self) -> None:
+        self._blocks = ()
         self._reader.close()
 
     def _settle(self, shard: str, leaf: Leaf, seen: bytes) -> None:

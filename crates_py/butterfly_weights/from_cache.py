@@ -64,4 +64,4 @@ class CacheFetcher:
         """Reads of a local file end by themselves."""
 
     def close(self) -> None:
-        """Nothing is kept open."""
+        self._blocks = ()

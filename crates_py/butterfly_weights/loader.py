@@ -87,7 +87,11 @@ class Loader:
         if unknown := sorted(set(parts) - set(known)):
             raise InvalidValue(f"the model has no part {', '.join(unknown)}")
         own = (self._source, self._checkpoint, self._cache, self._options)
-        return _Load(*own, parts, on_progress, cancelled).run()
+        load = _Load(*own, parts, on_progress, cancelled)
+        try:
+            return load.run()
+        finally:
+            load.release()
 
 
 class _Load:
@@ -130,6 +134,11 @@ class _Load:
             missing = self._ledger.missing()
         self._on_progress(self._progress.now())
         return self._result()
+
+    def release(self) -> None:
+        """Let go of the memory: from now on only the result keeps it. (This object and its
+        ledger know each other, so it would live until the garbage collector comes by.)"""
+        self._blocks = ()
 
     def _result(self) -> LoadResult:
         now = self._progress.now()

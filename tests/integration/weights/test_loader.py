@@ -1,13 +1,17 @@
 """Loading from a folder: bytes, alignment, digests, progress, cancelling, changed files."""
 
 import ctypes
+import gc
 import os
+import weakref
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from butterfly_core.errors import InvalidValue, ModelError, SourceError
 from butterfly_core.layers import LayerRange, all_parts, stage_parts
+from butterfly_weights import loader as loader_module
 from butterfly_weights.arena import Arena
 from butterfly_weights.checkpoint import read_checkpoint
 from butterfly_weights.errors import BytesMismatch, LoadCancelled, NoMemory, NotFound, SourceChanged
@@ -108,6 +112,49 @@ def test_a_cancelled_load_ends_and_can_be_made_again(big: tuple[Path, dict[str, 
         loader.load(all_parts(2), cancelled=lambda: True)
 
     assert len(loader.load(all_parts(2)).tensors) == len(big[1])
+
+
+@pytest.fixture
+def without_garbage_collector() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("without_garbage_collector")
+def test_the_memory_goes_with_the_result(big: tuple[Path, dict[str, bytes]]) -> None:
+    source = open_source("filesystem", str(big[0]))
+    result = Loader(source, read_checkpoint(source)).load(all_parts(2))
+    memory = weakref.ref(next(iter(result.tensors.values())).data.obj)
+
+    del result
+
+    assert memory() is None
+
+
+@pytest.mark.usefixtures("without_garbage_collector")
+def test_a_kept_error_keeps_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[object]] = []
+
+    def arena(sizes: Sequence[int]) -> Arena:
+        real = Arena(sizes)
+        made.append(weakref.ref(real.blocks[0].obj))
+        return real
+
+    monkeypatch.setattr(loader_module, "Arena", arena)
+    write_checkpoint(tmp_path, Shape())
+    source = open_source("filesystem", str(tmp_path))
+    write_manifest(source, create_manifest(source))
+    checkpoint = read_checkpoint(source)
+    content = bytearray((tmp_path / SHARD).read_bytes())
+    content[-1] ^= 1
+    (tmp_path / SHARD).write_bytes(content)
+
+    with pytest.raises(BytesMismatch) as kept:
+        Loader(source, checkpoint).load(all_parts(4))
+
+    assert kept.value
+    assert [memory() for memory in made] == [None]
 
 
 def test_an_unknown_part_is_refused(big: tuple[Path, dict[str, bytes]]) -> None:
