@@ -14,7 +14,6 @@ import mmap
 import multiprocessing
 import platform
 import socket
-import statistics
 import struct
 import sys
 import time
@@ -31,7 +30,7 @@ KINDS = ("socket", "plain", "mac", "aead")
 META = bytes(100)  # about a decode step's batch of one sequence
 KEY = bytes(32)
 WARM_UP_COUNT = 50
-ROUNDS = 12
+TURN_COUNT = 50
 _LENGTH = struct.Struct("<Q")
 
 
@@ -123,15 +122,13 @@ def measure(seconds: float) -> dict[int, dict[str, list[float]]]:
 def _in_turns(
     run: Callable[[int, memoryview, int], list[float]], payload: memoryview, seconds: float
 ) -> dict[str, list[float]]:
-    slowest = max(
-        statistics.median(run(index, payload, WARM_UP_COUNT // 10)) for index in range(len(KINDS))
-    )
-    per_turn = seconds / (ROUNDS * len(KINDS)) / (2 * slowest * 1e-6)
-    tens = max(1, min(255, int(per_turn / 10)))
+    deadline = time.monotonic() + seconds
     samples: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    for _ in range(ROUNDS):
+    for index in range(len(KINDS)):
+        run(index, payload, WARM_UP_COUNT // 10)
+    while not samples[KINDS[-1]] or time.monotonic() < deadline:
         for index, kind in enumerate(KINDS):
-            samples[kind] += run(index, payload, tens)
+            samples[kind] += run(index, payload, TURN_COUNT // 10)
     return samples
 
 
