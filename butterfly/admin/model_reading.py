@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import butterfly
+from butterfly.demo_model import demo_model_directory
 
 if TYPE_CHECKING:
     from butterfly_core.model import ModelSpec
@@ -31,7 +31,7 @@ class ModelPlace(Protocol):
 
 def embedded_root() -> Path:
     """The folder of the models that ship with the package."""
-    return Path(butterfly.__file__).parent / "demo_model"
+    return demo_model_directory().parent
 
 
 def open_model(place: ModelPlace) -> "Source":

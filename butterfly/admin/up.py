@@ -12,7 +12,6 @@ from pathlib import Path
 from butterfly.admin.exits import UsageError
 from butterfly.admin.model_source import TOY_MODEL
 
-QUESTION = "What is a dictionary in Python?"
 READY_SECONDS_MAX = 1800.0
 GRACE_SECONDS = 10.0
 
@@ -46,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--exit-when-ready", action="store_true", help="stop after the answer")
     parser.add_argument(
-        "--ask", default=QUESTION, metavar="TEXT", help="the question (empty: none)"
+        "--ask",
+        metavar="TEXT",
+        help="the question (default: one that suits the model; empty: none)",
     )
     parser.add_argument(
         "--ready-timeout",

@@ -31,6 +31,9 @@ LOOK_EVERY_SECONDS = 0.2
 LOOK_SECONDS_MAX = 2.0
 LOG_LINES_SHOWN = 15
 S3_PORT_BASE = 9000
+TOY_QUESTION = "What is the Zen of Python?"
+"""One that the toy has learnt by heart."""
+QUESTION = "What is a butterfly?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,8 @@ class Wishes:
     directory: Path | None
     port_base: int
     http_port_base: int
-    question: str
+    question: str | None
+    """None for one that suits the model, empty for none."""
     exit_when_ready: bool
     ready_seconds_max: float
     grace_seconds: float
@@ -70,7 +74,7 @@ class LocalCluster:
         model = parse_model_source(
             self._wishes.model, endpoint_url=self._wishes.endpoint_url, region=self._wishes.region
         )
-        with _sigterm_as_interrupt():
+        with _signals_as_interrupts():
             if wished is not None:
                 return self._run_guarded(wished.expanduser().resolve(), model)
             directory = Path(tempfile.mkdtemp(prefix="butterfly-up-"))
@@ -154,7 +158,7 @@ class LocalCluster:
                 if is_ready(glimpses, len(layout.nodes)):
                     return
                 if dead := children.dead:
-                    raise NotReady(_obituary(dead[0]))
+                    raise NotReady("\n".join(map(_obituary, dead)))
                 if time.monotonic() > deadline:
                     raise NotReady(_too_late(layout, glimpses, self._wishes.ready_seconds_max))
                 time.sleep(LOOK_EVERY_SECONDS)
@@ -180,13 +184,16 @@ class LocalCluster:
     def _ask(self, layout: ClusterLayout) -> bool:
         """Show one answer; False when none came."""
         question = self._wishes.question
+        if question is None:
+            question = TOY_QUESTION if layout.model.is_toy else QUESTION
         if not question:
             return True
         serving = [node for node in layout.nodes if self._look(node).is_operational]
         chosen = (serving or layout.nodes)[-1]  # any node answers, not just the first
         if layout.model.is_toy:
             self._say(
-                "the model is a toy: it shows that the cluster computes, and knows next to nothing",
+                "the model is a toy: it shows that the cluster computes, and has learnt a few "
+                "sentences of Python's documentation by heart",
                 style="yellow",
             )
         self._say(f"question to {chosen.url}: {question}", style="bold")
@@ -256,13 +263,15 @@ def _too_late(layout: ClusterLayout, glimpses: list[Glimpse], seconds: float) ->
 
 
 @contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
+def _signals_as_interrupts() -> Iterator[None]:
     """SIGTERM and a closed terminal end the run the way Ctrl-C does."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    numbers = (signal.SIGTERM, signal.SIGHUP)
+    numbers = [signal.SIGINT, signal.SIGTERM]  # a shell's background jobs ignore SIGINT else
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup means what it says
+        numbers.append(signal.SIGHUP)
     previous = [signal.signal(number, interrupt) for number in numbers]
     try:
         yield

@@ -81,7 +81,7 @@ def test_from_nothing_to_an_answer_and_nothing_is_left(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stdout + ended.stderr
     for expected in (
         *("node-1 coordinator", "node-3 worker", "LOADING loading_weights", "OPERATIONAL"),
-        *("0-5", "is a toy", "What is a dictionary in Python?", "I am a stub."),
+        *("0-5", "is a toy", "What is the Zen of Python?", "I am a stub."),
     ):
         assert expected in ended.stdout
     assert children_of(tmp_path / "c") == []
@@ -154,9 +154,9 @@ def test_a_node_that_dies_while_starting_shows_its_last_words(tmp_path: Path) ->
     ended = run_up("--nodes", "2", STUB_DIES_IN="election", TMPDIR=str(tmp_path))
 
     assert ended.returncode == 1
-    assert "node-1 ended with exit code 7" in ended.stdout
+    assert re.search(r"node-[12] ended with exit code 7", ended.stdout)
     assert "the stub gives up the ghost" in ended.stdout
-    assert list(tmp_path.glob("butterfly-up-*/node-1/node.log")), "the logs are kept"
+    assert list(tmp_path.glob("butterfly-up-*/node-*/node.log")), "the logs are kept"
 
 
 def test_a_cluster_that_never_gets_ready_is_given_up(tmp_path: Path) -> None:
