@@ -26,7 +26,8 @@ CHARACTER_BYTES_MAX = 4
 class Detokenizer:
     """Text of one answer; not to be used for a second one.
 
-    ``decode`` gives the text of ids. ``skipped_ids`` have no text. ``byte_of_id`` names the
+    ``decode`` gives the text of ids. ``is_shown`` tells the ids that it leaves out: special ones
+    and those of no vocabulary (they do not even end a run of bytes). ``byte_of_id`` names the
     byte-fallback tokens, if the tokenizer has any. Each step decodes at most
     ``WINDOW_TOKENS_MAX + BYTE_RUN_TOKENS_MAX`` old ids and the new ones, a few times.
     """
@@ -35,11 +36,11 @@ class Detokenizer:
         self,
         decode: Decode,
         *,
-        skipped_ids: frozenset[int] = frozenset(),
+        is_shown: Callable[[int], bool] | None = None,
         byte_of_id: Mapping[int, int] | None = None,
     ) -> None:
         self._decode = decode
-        self._skipped_ids = skipped_ids
+        self._is_shown = is_shown
         self._byte_of_id = byte_of_id or {}
         self._window: list[int] = []
         self._given = 0  # characters of the window's text that were given out
@@ -47,7 +48,7 @@ class Detokenizer:
 
     def push(self, ids: Sequence[int]) -> str:
         """Take the next ids; return the text that is settled by now, which may be empty."""
-        self._window += [token_id for token_id in ids if token_id not in self._skipped_ids]
+        self._window += filter(self._is_shown, ids) if self._is_shown else ids
         end = self._settled_end()
         if end <= self._read:
             return ""

@@ -134,7 +134,11 @@ class TextModel:
             return self.decode(ids, skip_special_tokens=skip_special_tokens)
 
         skipped = self._skipped_ids if skip_special_tokens else frozenset[int]()
-        return Detokenizer(decode, skipped_ids=skipped, byte_of_id=self._byte_of_id)
+
+        def is_shown(token_id: int) -> bool:
+            return token_id not in skipped and self._tokenizer.id_to_token(token_id) is not None
+
+        return Detokenizer(decode, is_shown=is_shown, byte_of_id=self._byte_of_id)
 
     def _choose_template(self, tools: object) -> ChatTemplate:
         wanted = ("tool_use", "default") if tools else ("default",)

@@ -109,6 +109,14 @@ def test_a_very_long_run_of_fallback_bytes_does_not_wait_for_its_end() -> None:
     assert max(map(len, shown)) <= BYTE_RUN_TOKENS_MAX
 
 
+@pytest.mark.parametrize("between", [SPECIAL_TOKENS.index("<s>"), 10**6])
+def test_ids_that_are_not_shown_do_not_end_a_run_of_fallback_bytes(between: int) -> None:
+    model = MODELS["byte_fallback_bpe"]
+    first, second, *rest = model.encode("🙂", add_special_tokens=False)[-4:]
+
+    assert "".join(streamed(model, [first, second, between, *rest])) == "🙂"
+
+
 def test_special_tokens_show_only_when_asked_for() -> None:
     model = MODELS["byte_level"]
     ids = [*model.encode("a"), SPECIAL_TOKENS.index("<|im_end|>"), *model.encode("b")]
