@@ -347,6 +347,29 @@ def test_a_disk_that_fails_ends_the_node_and_not_the_cluster(tmp_path: Path) -> 
     play(tmp_path, story, 3)
 
 
+def test_a_disk_too_full_for_a_snapshot_ends_the_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(cluster: Cluster) -> None:
+        await writes(cluster, ONE, 5)
+
+        def full(_: Path, __: bytes) -> None:
+            raise StorageError("cannot write the snapshot: No space left on device")
+
+        monkeypatch.setattr("butterfly_cluster.raft.save_snapshot", full)
+        cluster.nodes[ONE].compact_soon()
+        task = cluster._tasks.pop(ONE)
+        del cluster.nodes[ONE]
+        with pytest.raises(StorageError, match="No space left"):
+            await asyncio.wait_for(task, 5)
+        monkeypatch.undo()
+        cluster.start(ONE)
+        assert await cluster.write(ONE)
+        await cluster.until_equal()
+
+    play(tmp_path, story, 1)
+
+
 def test_two_clusters_never_mix(tmp_path: Path) -> None:
     async def story(cluster: Cluster) -> None:
         await cluster.until_led()

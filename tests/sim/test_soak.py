@@ -1,14 +1,16 @@
 """The real Raft code on virtual time under faults: what was acknowledged survives."""
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import pytest
 
+from butterfly_cluster.journal import Journal
 from tests.sim.cluster import Cluster, Nemesis
 from tests.sim.virtual_loop import run_virtually
 
-VIRTUAL_SECONDS = 12.0
+VIRTUAL_SECONDS = 8.0
 
 
 async def soak(seed: int, directory: Path, founders: int, learners: int, changes: bool) -> Cluster:
@@ -69,3 +71,30 @@ def test_the_same_seed_is_the_same_story(tmp_path: Path) -> None:
 @pytest.mark.parametrize("seed", range(1000, 1120))
 def test_many_more_seeds_hold(seed: int, tmp_path: Path) -> None:
     check(seed, tmp_path, 3 + 2 * (seed % 2), seed % 3, changes=seed % 4 != 0)
+
+
+@pytest.mark.slow
+def test_the_soak_sees_a_journal_that_syncs_too_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A check of the check: acknowledgements that outrun the disk are found out."""
+    really_sync = Journal.sync
+    synced_at: dict[int, float] = {}
+
+    def sync_now_and_then(journal: Journal) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - synced_at.get(id(journal), -1.0) > 0.3:
+            synced_at[id(journal)] = now
+            really_sync(journal)
+
+    monkeypatch.setattr(Journal, "sync", sync_now_and_then)
+    monkeypatch.setattr(Journal, "dirty", False)
+    with pytest.raises(AssertionError, match="was acknowledged|are lost|applied"):
+        soak_until_it_is_found_out(tmp_path)
+
+
+def soak_until_it_is_found_out(directory: Path) -> None:
+    for seed in range(1000, 1060):
+        (directory / str(seed)).mkdir()
+        with contextlib.suppress(TimeoutError):  # a cluster that hangs is no proof
+            check(seed, directory / str(seed), 3, 0, changes=False)
