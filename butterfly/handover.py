@@ -24,7 +24,7 @@ def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
 def decode_checkpoint(data: bytes) -> Checkpoint:
     """Raises ProtocolViolation for anything that ``encode_checkpoint`` did not write."""
     try:
-        plain: Any = msgpack.unpackb(data, use_list=False)
+        plain: Any = msgpack.unpackb(data)
         return _ADAPTER.validate_python(plain)
     except (ValueError, msgpack.UnpackException) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error

@@ -111,6 +111,7 @@ class Pipeline:
             waiting_max=settings.requests_waiting_max,
             context_length=stage.context_length,
             vocab_size=stage.vocab_size,
+            eos_token_ids=stage.eos_token_ids,
         )
         return Head(
             stage,

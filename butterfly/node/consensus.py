@@ -32,6 +32,7 @@ from butterfly_core.ids import ClusterId, NodeId
 from butterfly_wire.channel import Channel
 from butterfly_wire.dialing import dial_channel
 from butterfly_wire.identity import TlsIdentity
+from butterfly_wire.limits import WireLimits
 from butterfly_wire.pool import PeerPool
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ class Consensus:
         pool: PeerPool,
         addresses: AddressBook,
         replica: Replica,
+        limits: WireLimits,
     ) -> None:
         self._me = data_dir.identity.node_id
         self._config = config
@@ -81,6 +83,7 @@ class Consensus:
         self._pool = pool
         self._addresses = addresses
         self._replica = replica
+        self._limits = limits
         self._asked_to_join = asyncio.Event()
         self._founding = Founding(data_dir, _founding_settings(config))
         self._raft: RaftNode | None = None
@@ -167,6 +170,7 @@ class Consensus:
             node_id=self._me,
             expect=peer,
             timeout_seconds=self._timing.connect_seconds,
+            limits=self._limits,
         )
 
     async def _tell_why_not_joined(self) -> None:

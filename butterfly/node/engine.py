@@ -120,7 +120,11 @@ class Engine:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=sink,
                 stderr=sink,
-                env={**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"},
+                env={
+                    **os.environ,
+                    "HF_HUB_OFFLINE": "1",
+                    "TORCHINDUCTOR_CACHE_DIR": str(self._log_path.parent / "inductor"),
+                },
             )
 
     def _rotate_log(self) -> None:

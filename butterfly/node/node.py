@@ -28,6 +28,7 @@ from butterfly.node.serving import HeadDesk, Ingress
 from butterfly.node.settings import (
     ADMISSION_LEASE_SECONDS,
     EMBEDDED_ROOT,
+    SILENT_SECONDS,
     cache_directory,
     cluster_secret,
     engine_settings,
@@ -41,6 +42,7 @@ from butterfly_cluster.lifecycle import DrainRequested, NodeState, Phase, Starte
 from butterfly_cluster.node_duties import Facts
 from butterfly_core.ids import short
 from butterfly_wire.identity import TlsIdentity
+from butterfly_wire.limits import WireLimits
 from butterfly_wire.listener import PeerListener
 from butterfly_wire.pool import PeerPool
 
@@ -73,10 +75,11 @@ class NodeProgram:
         config, replica = self._config, self._replica
         name = config.cluster.cluster_name
         tls = TlsIdentity(cluster_secret(config), self._me)
+        limits = WireLimits(silent_seconds=SILENT_SECONDS[config.cluster.profile])
         self._listener = PeerListener(
-            config.node.bind_address, tls, cluster_name=name, node_id=self._me
+            config.node.bind_address, tls, cluster_name=name, node_id=self._me, limits=limits
         )
-        self._pool = PeerPool(tls, cluster_name=name, node_id=self._me)
+        self._pool = PeerPool(tls, cluster_name=name, node_id=self._me, limits=limits)
         self._addresses = AddressBook(data_dir.path / "peers.json", lambda: replica.state)
         self._consensus = Consensus(
             config,
@@ -86,6 +89,7 @@ class NodeProgram:
             pool=self._pool,
             addresses=self._addresses,
             replica=replica,
+            limits=limits,
         )
 
     def _make_engine(self, data_dir: DataDir) -> None:

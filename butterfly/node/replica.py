@@ -37,5 +37,8 @@ class Replica:
         return encode_state(self.state)
 
     def restore(self, data: bytes) -> None:
-        self.state = decode_state(data)
+        self.restore_state(decode_state(data))
+
+    def restore_state(self, state: ClusterState) -> None:
+        self.state = state
         self.changed.notify()

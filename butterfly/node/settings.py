@@ -13,6 +13,8 @@ from butterfly_wire.secret import ClusterSecret, insecure_secret, load_secret
 
 EMBEDDED_ROOT: Final = Path(__file__).parents[1] / "demo_model"
 ADMISSION_LEASE_SECONDS: Final = {"lan": 2.0, "wan": 8.0}
+SILENT_SECONDS: Final = {"lan": 2.0, "wan": 8.0}
+"""Without a word for so long, a connection to a peer is given up."""
 
 
 def cache_directory(config: NodeConfig) -> Path | None:

@@ -9,6 +9,7 @@ from butterfly.api.views import Check
 from butterfly.node.local import Local
 from butterfly_cluster.duties import Policy
 from butterfly_cluster.state import ClusterState, Member
+from butterfly_core.hardware import Capacity
 from butterfly_core.ids import ClusterId, NodeId
 
 _ERRORS_MAX = 100
@@ -94,15 +95,25 @@ def _member_view(member: Member, state: ClusterState, around: Surroundings) -> d
         "phase": report.get("phase") if member.alive else None,
         "progress_percent": report.get("progress_percent", 0.0),
         "layers": str(stage.layers) if stage else None,
-        "device": member.capacity.device if member.capacity else None,
-        "device_name": member.capacity.device_name if member.capacity else None,
-        "memory_free_bytes": member.capacity.memory_free_bytes if member.capacity else None,
+        **_capacity_view(member.capacity),
         "bytes_done": report.get("bytes_done", 0),
         "bytes_total": report.get("bytes_total", 0),
         "bytes_from_source": report.get("bytes_from_source", 0),
         "bytes_from_cache": report.get("bytes_from_cache", 0),
         "active_requests": report.get("active_requests", 0),
     }
+
+
+def _capacity_view(capacity: Capacity | None) -> dict[str, Any]:
+    keys = (
+        "device",
+        "device_name",
+        "memory_free_bytes",
+        "memory_total_bytes",
+        "memory_bytes_per_second",
+        "flops_per_second",
+    )
+    return {key: getattr(capacity, key, None) for key in keys}
 
 
 def _errors(state: ClusterState, local: Local, around: Surroundings) -> list[dict[str, Any]]:

@@ -1,0 +1,42 @@
+from pathlib import Path
+
+import pytest
+
+from butterfly.node.addresses import AddressBook
+from butterfly_cluster.state import ClusterState
+from butterfly_core.address import Address
+from butterfly_core.errors import Unreachable
+from tests.support.clusters import committed, joined, node
+
+
+def test_members_come_first_and_what_was_learnt_survives_a_restart(tmp_path: Path) -> None:
+    state = ClusterState()
+    book = AddressBook(tmp_path / "peers.json", lambda: state)
+    book.learn(node(1), Address("old", 1))
+    book.learn(node(2), Address("learnt", 2))
+    state = committed(joined(1))
+    book.save()
+
+    again = AddressBook(tmp_path / "peers.json", ClusterState)
+
+    assert book.of(node(1)) == again.of(node(1)) == Address("127.0.0.1", 7001)
+    assert again.of(node(2)) == Address("learnt", 2)
+    with pytest.raises(Unreachable, match="00000000"):
+        again.of(node(3))
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"x": "y"}', '{"x": 1}', "{"])
+def test_a_damaged_file_is_only_a_lost_memory(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "peers.json"
+    path.write_text(content)
+
+    assert AddressBook(path, ClusterState).known() == {}
+
+
+def test_a_folder_that_cannot_be_written_does_not_stop_the_node(tmp_path: Path) -> None:
+    book = AddressBook(tmp_path / "gone" / "peers.json", ClusterState)
+    book.learn(node(1), Address("a", 1))
+
+    book.save()
+
+    assert book.of(node(1)) == Address("a", 1)

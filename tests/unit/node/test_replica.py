@@ -1,0 +1,45 @@
+import logging
+
+import pytest
+
+from butterfly.node.pulse import Pulse
+from butterfly.node.replica import Replica
+from butterfly_cluster.commands import encode_command
+from tests.support.clusters import active, node, registered
+
+
+def test_a_committed_command_changes_the_state() -> None:
+    replica = Replica(Pulse())
+
+    replica.apply(1, encode_command(registered(1)))
+
+    assert set(replica.state.members) == {node(1)}
+
+
+def test_an_entry_that_is_no_command_is_counted_and_changes_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    replica = Replica(Pulse())
+    with caplog.at_level(logging.ERROR):
+        replica.apply(1, b'{"kind":"format_disk"}')
+
+    assert replica.rejected_total == 1
+    assert replica.state.index == 0
+    assert "log entry 1" in caplog.text
+
+
+def test_a_snapshot_restores_everything() -> None:
+    replica, other = Replica(Pulse()), Replica(Pulse())
+    replica.restore_state(active(3))
+
+    other.restore(replica.snapshot())
+
+    assert other.state == replica.state
+
+
+async def test_everybody_who_waits_is_woken_once() -> None:
+    pulse = Pulse()
+
+    await pulse.wait(0.0)
+    pulse.notify()
+    await pulse.wait(0.0)
