@@ -107,7 +107,7 @@ class Detokenizer:
         settled = self._decode(self._window[:cut]) if cut < end else text
         new = settled[self._given :]
         del self._window[:cut]
-        self._given = self._read = 0
+        self._given, self._read = max(0, self._given - len(settled)), 0
         return new
 
     def _cut(self, text: str, end: int) -> int:
@@ -117,6 +117,6 @@ class Detokenizer:
         """
         for cut in range(end - 1, max(0, end - WINDOW_TOKENS_MAX), -1):
             left, right = self._decode(self._window[:cut]), self._decode(self._window[cut:end])
-            if left + right == text and len(left) >= self._given:
+            if left + right == text:
                 return cut
         return end

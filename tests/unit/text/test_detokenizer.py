@@ -144,6 +144,23 @@ def test_work_per_token_does_not_grow_with_the_answer(kind: str, seed: int, size
     assert longest <= 2 * WINDOW_TOKENS_MAX + BYTE_RUN_TOKENS_MAX
 
 
+CHUNKS = [b"a", b"\xe2", b"\x82", b"\xac", b"\x82\xac", b"\xe2\x82", b"\xf0\x9d", b"\x84", b"a\xe2"]
+
+
+@given(st.lists(st.integers(0, len(CHUNKS) - 1), min_size=WINDOW_TOKENS_MAX, max_size=120), CUTS)
+@example([2] * 31 + [8, 2, 3, 0], [31, 1])
+def test_a_long_stretch_of_broken_bytes_may_end_inside_a_character(
+    ids: list[int], sizes: list[int]
+) -> None:
+    def decode(some: Sequence[int]) -> str:
+        return b"".join(CHUNKS[i] for i in some).decode(errors="replace")
+
+    detokenizer = Detokenizer(decode)
+    shown = [*map(detokenizer.push, pieces_of(ids, sizes)), detokenizer.flush()]
+
+    assert "".join(shown) == decode(ids)
+
+
 def test_bytes_that_never_make_a_character_are_given_out_too() -> None:
     model = MODELS["byte_level"]
     lone = model.encode("é", add_special_tokens=False)[-1:]  # é may be one token or two bytes
