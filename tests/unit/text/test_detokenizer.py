@@ -148,7 +148,7 @@ CHUNKS = [b"a", b"\xe2", b"\x82", b"\xac", b"\x82\xac", b"\xe2\x82", b"\xf0\x9d"
 
 
 @given(st.lists(st.integers(0, len(CHUNKS) - 1), min_size=WINDOW_TOKENS_MAX, max_size=120), CUTS)
-@example([2] * 31 + [8, 2, 3, 0], [31, 1])
+@example([2] * 31 + [8, 2, 3, 0], [31, 1, 1, 1, 1])
 def test_a_long_stretch_of_broken_bytes_may_end_inside_a_character(
     ids: list[int], sizes: list[int]
 ) -> None:
