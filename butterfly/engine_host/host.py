@@ -34,7 +34,7 @@ from butterfly.engine_host.hops import link_of
 from butterfly.engine_host.loading import Weights
 from butterfly.engine_host.pipeline import Pipeline, build_stage, warm_up
 from butterfly.handover import decode_checkpoint
-from butterfly_core.errors import ButterflyError
+from butterfly_core.errors import ButterflyError, EngineLost, NotServing
 from butterfly_core.generation import FinishReason, TokensEmitted
 from butterfly_weights.loader import LoadResult
 from butterfly_weights.progress import LoadProgress
@@ -172,6 +172,7 @@ class Host:
     def _warm_up(self, order: WarmUp) -> None:
         pipeline = self._pipeline
         if pipeline is None or pipeline.epoch != order.epoch:
+            self.send(WarmedUp(order.epoch, f"epoch {order.epoch} is over"))
             return
         try:
             pipeline.warm_up(order.timeout_seconds)
@@ -185,7 +186,7 @@ class Host:
         pipeline = self._pipeline
         try:
             if pipeline is None or pipeline.epoch != order.epoch:
-                raise ButterflyError(f"epoch {order.epoch} is over")
+                raise EngineLost(f"epoch {order.epoch} is over")
             pipeline.submit(order.request)
         except ButterflyError as error:
             refused = TokensEmitted(request_id, (), FinishReason.ERROR, _told(error))
@@ -208,7 +209,9 @@ class Host:
 
 
 def _told(error: ButterflyError) -> str:
-    return f"{type(error).__name__}: {error}"
+    """The error for the node. A pipeline that ended is a loss, not a refusal: another goes on."""
+    over = isinstance(error, NotServing) and error.phase != "serving"
+    return f"{'EngineLost' if over else type(error).__name__}: {error}"
 
 
 def _progressed(epoch: int, phase: str, progress: LoadProgress) -> Progressed:

@@ -12,6 +12,7 @@ import torch
 
 from butterfly.channel import Load, ModelSource
 from butterfly.handover import decode_checkpoint
+from butterfly_core.errors import ModelError
 from butterfly_core.layers import LayerRange, part_of_tensor, stage_parts
 from butterfly_weights.cache import TensorCache
 from butterfly_weights.cache_files import clear
@@ -119,7 +120,12 @@ def _open(source: ModelSource) -> Source:
 
 
 def _as_torch(tensor: LoadedTensor) -> torch.Tensor:
-    kind = _TORCH_TYPES[tensor.info.dtype]
+    kind = _TORCH_TYPES.get(tensor.info.dtype)
+    if kind is None:
+        raise ModelError(
+            f"tensor {tensor.info.name} in {tensor.info.shard} has the dtype {tensor.info.dtype}; "
+            f"this version runs {', '.join(_TORCH_TYPES)}"
+        )
     if not tensor.info.nbytes:
         return torch.empty(tensor.info.shape, dtype=kind)
     return torch.frombuffer(tensor.data, dtype=kind).view(tensor.info.shape)

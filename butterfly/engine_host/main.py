@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from typing import Final
 
 from butterfly.channel import BlockingChannel, EngineSettings, Hello
@@ -20,6 +21,7 @@ from butterfly_core.errors import EngineLost
 
 _PR_SET_PDEATHSIG: Final = 1
 _NICENESS: Final = 5
+EXIT_UNEXPECTED: Final = 70
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--settings", required=True, help="EngineSettings as JSON")
     arguments = parser.parse_args(argv)
     _die_with_the_node()
+    threading.excepthook = _end_process
     os.nice(_NICENESS)
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s engine %(levelname)s %(message)s"
@@ -38,6 +41,13 @@ def main(argv: list[str] | None = None) -> int:
     settings = EngineSettings(**json.loads(arguments.settings))
     channel = BlockingChannel(socket.socket(fileno=arguments.fd))
     return _serve(channel, arguments.engine, settings)
+
+
+def _end_process(failure: threading.ExceptHookArgs) -> None:
+    """A thread failed in a way nobody expected: the node must hear of it, not wait for it."""
+    trace = (failure.exc_type, failure.exc_value or failure.exc_type(), failure.exc_traceback)
+    log.critical("a thread ended unexpectedly; this process ends", exc_info=trace)
+    os._exit(EXIT_UNEXPECTED)
 
 
 def _die_with_the_node() -> None:

@@ -201,6 +201,11 @@ class Consensus:
     async def remove_voter(self, node_id: NodeId, *, timeout_seconds: float) -> None:
         await self._joined_raft().remove_voter(node_id, timeout_seconds=timeout_seconds)
 
+    async def hand_over(self) -> None:
+        """If this node leads, let another one lead, without an election's pause."""
+        if self._raft is not None and self._raft.is_leader and len(self._raft.voters) > 1:
+            await self._raft.transfer_leadership()
+
     def _joined_raft(self) -> RaftNode:
         if self._raft is None:
             raise NotServing("this node has not joined a cluster yet", phase="discovery")

@@ -13,7 +13,7 @@ from typing import Final, assert_never
 from butterfly.config import NodeConfig
 from butterfly.node.consensus import Consensus
 from butterfly.node.model import ModelReader
-from butterfly.node.planning import demand_of, make_plan
+from butterfly.node.planning import demand_of, make_plan, resident
 from butterfly.node.replica import Replica
 from butterfly.node.reports import Reports
 from butterfly_cluster.commands import AssignLayers, Command, ReportPlanProblem
@@ -27,7 +27,7 @@ from butterfly_cluster.duties import (
     Propose,
     coordinator_duty,
 )
-from butterfly_cluster.state import AssignedStage
+from butterfly_cluster.state import AssignedStage, ClusterState
 from butterfly_core.errors import ButterflyError, DoesNotFit
 from butterfly_core.ids import NodeId, short
 
@@ -76,6 +76,8 @@ class Coordinator:
         self._leading_since: float | None = None
         self._settled_since = 0.0
         self._signature: tuple[object, ...] = ()
+        self._broken_epoch = 0
+        self._broken_since = 0.0
 
     async def run(self) -> None:
         """Look and act for ever."""
@@ -111,9 +113,15 @@ class Coordinator:
             voters=self._consensus.voters,
             me=self._me,
             active_requests=self._reports.active_requests,
+            broken_seconds=self._broken_seconds(state, now),
             described=self._models.described,
             root_of=self._models.root_of if self._models.checkpoint else None,
         )
+
+    def _broken_seconds(self, state: ClusterState, now: float) -> float:
+        if state.broken_epoch != self._broken_epoch:
+            self._broken_epoch, self._broken_since = state.broken_epoch, now
+        return now - self._broken_since
 
     async def _do(self, duty: Duty) -> None:
         match duty:
@@ -142,7 +150,11 @@ class Coordinator:
         before = state.assignment.stages if state.assignment else ()
         try:
             made = await asyncio.to_thread(
-                make_plan, model, duty.machines, demand_of(self._config), before
+                make_plan,
+                resident(model, self._config.model.dtype),
+                duty.machines,
+                demand_of(self._config),
+                before,
             )
         except DoesNotFit as error:
             if state.plan_problem != str(error):

@@ -21,13 +21,16 @@ from butterfly_cluster.lifecycle import (
     ConnectPipeline,
     DropLayers,
     Effect,
+    Event,
     HoldLayers,
     JoinCluster,
     LeaveCluster,
+    NodeState,
     Phase,
     ReloadLayers,
     RestartEngine,
     Serve,
+    Started,
     StopAdmitting,
 )
 from butterfly_core.errors import ButterflyError, EngineLost
@@ -55,6 +58,7 @@ class Effects:
         links: Links,
         join: Callable[[], None],
         leave: Callable[[], Awaitable[None]],
+        post: Callable[[Event], None],
     ) -> None:
         self._me = me
         self._local = local
@@ -64,6 +68,7 @@ class Effects:
         self._links = links
         self._join = join
         self._leave = leave
+        self._post = post
         self._load_answer: asyncio.Future[Loaded | LoadFailed] | None = None
         self._warm_answer: asyncio.Future[WarmedUp] | None = None
         self._held_range = (0, 0)
@@ -202,8 +207,11 @@ class Effects:
     async def _warm_up(self, epoch: int) -> None:
         self._warm_answer = asyncio.get_running_loop().create_future()
         await self._engine.send(WarmUp(epoch, WARM_UP_SECONDS))
-        async with asyncio.timeout(WARM_UP_SECONDS + LINK_SECONDS):
-            answer = await self._warm_answer
+        try:
+            async with asyncio.timeout(WARM_UP_SECONDS + LINK_SECONDS):
+                answer = await self._warm_answer
+        except TimeoutError:
+            raise EngineLost("this node's engine did not answer the warm-up order") from None
         if answer.problem is not None:
             raise EngineLost(f"the warm-up request failed: {answer.problem}")
         self._local.set_facts(warm_epoch=epoch)
@@ -221,6 +229,8 @@ class Effects:
         self._local.enter(Phase.ASSIGNMENT)
         self._local.set_facts(loaded_epoch=0, loaded_digests=None, failure=None)
         await self._tell_engine(Drop())
+        if self._local.node.state is NodeState.COLD and not self._local.draining:
+            self._post(Started())
 
     async def _tell_engine(self, message: Drop) -> None:
         try:

@@ -14,6 +14,7 @@ from butterfly.config import ModelSection
 from butterfly.node.local import Local, Problem
 from butterfly_cluster.commands import DescribeModel
 from butterfly_core.errors import ButterflyError
+from butterfly_engine.supported import check_supported
 from butterfly_text.model import TextModel
 from butterfly_weights.checkpoint import Checkpoint, read_checkpoint
 from butterfly_weights.merkle import model_root
@@ -108,6 +109,7 @@ class ModelReader:
             checkpoint = read_checkpoint(source)
         finally:
             source.close()
+        check_supported(checkpoint.config)
         spec = model_spec(checkpoint, self.name)
         digests = checkpoint.manifest.part_digests() if checkpoint.manifest else {}
         return checkpoint, DescribeModel(spec, digests), TextModel(checkpoint.small_files)

@@ -159,6 +159,7 @@ class NodeProgram:
             links=self._links,
             join=self._consensus.join,
             leave=self._leave,
+            post=lambda event: self._runner.post(event),
         )
         self._runner = Runner(local, replica, self._effects.handlers(), look=self._look)
         self._ears = EngineEars(

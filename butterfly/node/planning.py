@@ -1,7 +1,8 @@
 """From members and configuration to what the planner takes. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Final
 
 from butterfly.config import NodeConfig
 from butterfly_cluster.state import AssignedStage, Member
@@ -9,6 +10,8 @@ from butterfly_core.hardware import Capacity
 from butterfly_core.model import ModelSpec
 from butterfly_partition.planned import Demand, Machine, Plan
 from butterfly_partition.planner import plan
+
+_BYTES: Final[Mapping[str, int]] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def make_plan(
@@ -25,6 +28,17 @@ def make_plan(
     ]
     held = {stage.node_id: stage.layers for stage in before}
     return plan(model, even_speeds(machines), demand, order_hint=tuple(held), held=held)
+
+
+def resident(model: ModelSpec, dtype: str) -> ModelSpec:
+    """The model as it lies in memory when ``[model] dtype`` is not the checkpoint's."""
+    wanted, stored = _BYTES.get(dtype), _BYTES.get(model.dtype)
+    if wanted is None or stored is None or wanted == stored:
+        return model
+    parts = {part: size * wanted // stored for part, size in model.part_bytes.items()}
+    return replace(
+        model, part_bytes=parts, kv_bytes_per_token=model.kv_bytes_per_token * wanted // stored
+    )
 
 
 def even_speeds(machines: Sequence[Machine]) -> list[Machine]:

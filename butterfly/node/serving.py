@@ -37,6 +37,7 @@ from butterfly_wire.pool import PeerPool
 log = logging.getLogger(__name__)
 
 RESUME_SECONDS: Final = 60.0
+SAME_EPOCH_SECONDS: Final = 2.0
 _RESUMES_MAX: Final = 8
 _LOOK_SECONDS: Final = 0.2
 _REQUESTS_MAX: Final = 4096
@@ -184,8 +185,9 @@ class Ingress:
             self.active_requests -= 1
 
     async def _over_epochs(self, request: GenerationRequest) -> AsyncIterator[TokensEmitted]:
+        lost_epoch = 0
         for _ in range(_RESUMES_MAX):
-            epoch, head = await self._active_epoch()
+            epoch, head = await self._active_epoch(lost_epoch)
             attempt = replace(request, request_id=f"{request.request_id}-{epoch}")
             try:
                 async for piece in self._from_head(head, epoch, attempt):
@@ -197,18 +199,22 @@ class Ingress:
                 raise Unreachable("the head ended the answer without its last token")
             except _LOST as error:
                 log.warning("an answer lost its pipeline and will go on: %s", error)
-                await self._replica.changed.wait(_LOOK_SECONDS)
+                lost_epoch = epoch
         raise NotServing(
             f"the pipeline broke {_RESUMES_MAX} times under this answer", phase="assignment"
         )
 
-    async def _active_epoch(self) -> tuple[int, NodeId]:
-        deadline = asyncio.get_running_loop().time() + RESUME_SECONDS
+    async def _active_epoch(self, lost_epoch: int) -> tuple[int, NodeId]:
+        """An epoch that serves, and its head. The one that was just lost counts again only
+        after a while: as a rule its end is about to be committed."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
         while True:
             state = self._replica.state
-            if state.is_active and state.assignment is not None:
+            rested = state.epoch != lost_epoch or loop.time() - started > SAME_EPOCH_SECONDS
+            if state.is_active and state.assignment is not None and rested:
                 return state.epoch, state.assignment.head
-            if asyncio.get_running_loop().time() > deadline:
+            if loop.time() - started > RESUME_SECONDS:
                 raise NotServing(
                     f"no pipeline came back within {RESUME_SECONDS:.0f} s",
                     phase=self._local.phase.value,

@@ -39,6 +39,7 @@ async def leave_cluster(consensus: Consensus, replica: Replica, me: NodeId) -> N
     if not consensus.joined or me not in replica.state.members:
         return
     try:
+        await consensus.hand_over()
         command = RemoveMember(me, "it was asked to leave")
         await consensus.propose(command, timeout_seconds=_LEAVE_SECONDS)
     except ButterflyError as error:

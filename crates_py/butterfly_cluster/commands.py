@@ -17,7 +17,7 @@ from butterfly_core.hardware import Capacity
 from butterfly_core.ids import NodeId
 from butterfly_core.model import ModelSpec
 
-COMMAND_BYTES_MAX = 4 << 20
+COMMAND_BYTES_MAX = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)

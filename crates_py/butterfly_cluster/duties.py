@@ -41,7 +41,8 @@ class Observations:
     """What the coordinator sees beside the log.
 
     ``silent_seconds``: since each member was last heard. ``settled_seconds``: since the set of
-    live members and engines last changed. ``described``: the model as this node reads it from
+    live members and engines last changed. ``broken_seconds``: since the present epoch was first
+    seen broken. ``described``: the model as this node reads it from
     the source. ``root_of``: the Merkle root of all parts' digests with the small files.
     """
 
@@ -50,6 +51,7 @@ class Observations:
     voters: frozenset[NodeId]
     me: NodeId
     active_requests: int = 0
+    broken_seconds: float = 0.0
     described: DescribeModel | None = None
     root_of: Callable[[Mapping[str, str]], str] | None = None
 
@@ -136,7 +138,7 @@ def _plan(state: ClusterState, seen: Observations, policy: Policy) -> Duty | Non
     if len(state.live) < policy.quorum_size:
         return None
     carriers = [member for member in state.live if member.carries_layers]
-    if any(_is_doubtful(member, seen, policy) for member in carriers):
+    if any(_is_doubtful(state, member, seen, policy) for member in carriers):
         return None
     machines = tuple(member for member in carriers if member.engine and member.capacity)
     waiting = len(machines) < len(carriers)
@@ -154,10 +156,15 @@ def _plan(state: ClusterState, seen: Observations, policy: Policy) -> Duty | Non
     return None
 
 
-def _is_doubtful(member: Member, seen: Observations, policy: Policy) -> bool:
-    """Silent for a third of what makes it dead: it is not planned with, and not yet without."""
+def _is_doubtful(state: ClusterState, member: Member, seen: Observations, policy: Policy) -> bool:
+    """Not planned with, and not yet without: silent for a third of what makes it dead, or not
+    heard since the pipeline broke, which it may have done by dying."""
+    if member.node_id == seen.me:
+        return False
     silent = seen.silent_seconds.get(member.node_id, 0.0)
-    return member.node_id != seen.me and silent > policy.dead_after_seconds / 3
+    if 0 < state.broken_epoch == state.epoch and silent >= seen.broken_seconds:
+        return True
+    return silent > policy.dead_after_seconds / 3
 
 
 def _has_newcomer(assignment: Assignment, machines: tuple[Member, ...]) -> bool:

@@ -18,6 +18,7 @@ from butterfly_cluster.commands import (
 )
 from butterfly_cluster.lifecycle import (
     Event,
+    Expelled,
     LayersAssigned,
     LayersRejected,
     LayersVerified,
@@ -30,6 +31,8 @@ from butterfly_cluster.lifecycle import (
 from butterfly_cluster.state import Assignment, ClusterState, Failure
 from butterfly_core.hardware import Capacity
 from butterfly_core.ids import NodeId
+
+HOLDING = (NodeState.LOADING, NodeState.READY, NodeState.OPERATIONAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,8 @@ def next_event(node: Node, state: ClusterState, facts: Facts) -> Event | None:
     """What the committed state means for this node now; ask again after each step."""
     me, engine, problem = facts.registration.node_id, facts.engine, facts.problem
     assignment = state.assignment
+    if node.state in HOLDING and me in state.departed:
+        return Expelled("the cluster removed this node; it joins again")
     if node.state is NodeState.COLD or assignment is None or engine is None:
         return None
     if assignment.epoch > node.epoch:

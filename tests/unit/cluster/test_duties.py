@@ -49,6 +49,7 @@ def seen(**changes: Any) -> Observations:
     calm = Observations(
         silent_seconds={},
         settled_seconds=100.0,
+        broken_seconds=50.0,
         voters=frozenset({node(1)}),
         me=node(1),
         described=MODEL,
@@ -125,6 +126,13 @@ def test_nothing_is_planned_while_a_member_is_in_doubt() -> None:
 
     assert duty(state, silent_seconds={node(2): 2.0}) is None
     assert planned(duty(state)) == [node(1), node(2)]
+
+
+def test_a_broken_pipeline_is_planned_again_only_with_those_heard_since_it_broke() -> None:
+    state = committed([ReportBroken(1, node(1), "test")], active(2))
+
+    assert duty(state, broken_seconds=0.1, silent_seconds={node(2): 0.2}) is None
+    assert planned(duty(state, broken_seconds=0.3, silent_seconds={node(2): 0.2}))
 
 
 def test_a_broken_assignment_is_planned_again_at_once() -> None:

@@ -3,6 +3,7 @@ from dataclasses import replace
 from butterfly_cluster.commands import (
     MarkDown,
     RejectDigests,
+    RemoveMember,
     ReportBroken,
     ReportDigests,
     ReportEngine,
@@ -10,6 +11,7 @@ from butterfly_cluster.commands import (
     ReportWarm,
 )
 from butterfly_cluster.lifecycle import (
+    Expelled,
     LayersAssigned,
     LayersRejected,
     LayersVerified,
@@ -143,6 +145,13 @@ def test_a_node_serves_while_the_pipeline_stands_and_nothing_speaks_against_it()
     assert lost == QuorumLost("no coordinator heard")
     broken = committed([MarkDown(node(2), "test")], state)
     assert isinstance(next_event(at(NodeState.OPERATIONAL), broken, HOLDING), QuorumLost)
+
+
+def test_a_node_that_the_cluster_removed_is_expelled_and_a_joining_one_is_not() -> None:
+    state = committed([RemoveMember(node(1), "test")], active(2))
+
+    assert isinstance(next_event(at(NodeState.OPERATIONAL), state, HOLDING), Expelled)
+    assert next_event(at(NodeState.JOINING), state, HOLDING) is None
 
 
 def test_a_cold_node_follows_nothing() -> None:

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from butterfly.config import load_config
-from butterfly.node.planning import demand_of, even_speeds, make_plan
+from butterfly.node.planning import demand_of, even_speeds, make_plan, resident
 from butterfly_cluster.state import AssignedStage
 from butterfly_core.errors import DoesNotFit
 from butterfly_core.layers import LayerRange
@@ -43,6 +43,14 @@ def test_members_without_an_engine_get_nothing() -> None:
     made = make_plan(spec(), [members[0], replace(members[1], capacity=None)], DEMAND)
 
     assert [stage.node_id for stage in made.stages] == [members[0].node_id]
+
+
+def test_a_wider_type_than_the_checkpoints_takes_more_memory() -> None:
+    stored = spec()
+
+    assert resident(stored, "auto") == resident(stored, "float32") == stored
+    narrow = resident(stored, "bfloat16")
+    assert (narrow.total_bytes, narrow.kv_bytes_per_token) == (stored.total_bytes // 2, 32)
 
 
 def test_what_does_not_fit_says_so() -> None:
