@@ -2,8 +2,10 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 
+import openai
 import pytest
 
 from tests.support.local_cluster import LocalCluster, LocalNode, local_cluster
@@ -18,6 +20,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.chaos]
 
 PROMPT = [256, 72, 101, 108, 108, 111]
 TOKENS = 10
+LONG_TOKENS = 480
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +31,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
 @pytest.fixture(scope="module")
 def expected(tiny: TinyModel) -> list[int]:
     return reference_greedy(reference_model(tiny), PROMPT, TOKENS)
+
+
+@pytest.fixture(scope="module")
+def long_answer(tiny: TinyModel) -> str:
+    return decoded(tiny, reference_greedy(reference_model(tiny), PROMPT, LONG_TOKENS))
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +71,30 @@ def decoded(tiny: TinyModel, ids: list[int]) -> str:
     return text
 
 
+class Stream:
+    """A long greedy answer on a thread of its own; ``first`` is set with its first piece."""
+
+    def __init__(self, node: LocalNode) -> None:
+        self.text = ""
+        self.first = threading.Event()
+        self._client = openai.OpenAI(base_url=f"{node.url}/v1", api_key="none", max_retries=0)
+        self.thread = threading.Thread(target=self._read, daemon=True)
+        self.thread.start()
+
+    def _read(self) -> None:
+        pieces = self._client.completions.create(
+            model="tiny",
+            prompt=PROMPT,
+            max_tokens=LONG_TOKENS,
+            temperature=0,
+            stream=True,
+            extra_body={"ignore_eos": True},
+        )
+        for piece in pieces:
+            self.text += piece.choices[0].text
+            self.first.set()
+
+
 def member_ids(node: LocalNode, *, alive: bool) -> set[str]:
     return {m["node_id"] for m in node.status()["members"] if m["alive"] is alive}
 
@@ -83,7 +115,7 @@ def test_a_killed_engine_is_a_new_epoch_and_not_the_nodes_end(
 
 @pytest.mark.parametrize("role", ["worker", "coordinator"])
 def test_the_rest_serves_after_a_kill_and_takes_the_node_back(
-    cluster: LocalCluster, tiny: TinyModel, expected: list[int], role: str
+    cluster: LocalCluster, tiny: TinyModel, expected: list[int], long_answer: str, role: str
 ) -> None:
     leads = cluster.coordinator()
     workers = [node for node in cluster.nodes if node is not leads]
@@ -91,8 +123,14 @@ def test_the_rest_serves_after_a_kill_and_takes_the_node_back(
     rest = [node for node in cluster.nodes if node is not victim]
     node_id, epoch = victim.status()["node_id"], victim.status()["epoch"]
 
+    stream = Stream(rest[0])
+    stream.first.wait(60)
     victim.kill()
+    assert len(stream.text) < len(long_answer), "the answer must be under way"
     epoch = cluster.wait_until_operational(rest, after_epoch=epoch)
+    stream.thread.join(60)
+
+    assert stream.text == long_answer
 
     assert member_ids(rest[0], alive=False) == {node_id}
     assert rest[0].status()["coordinator"] != node_id

@@ -5,6 +5,9 @@ disturbs all alike. The plain socket does what a careful program does with the s
 ``sendmsg`` of length, metadata and payload, one ``recvmsg_into`` buffers that are kept, and
 ``recv_into`` for the rest; payloads are page-aligned everywhere.
 
+Then ``/status`` of three real nodes is timed, idle and while they generate: elections and leases
+need a node process that answers whatever its engine does.
+
     python tools/bench/hop.py --markdown
 """
 
@@ -21,9 +24,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "crates_py"))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from butterfly_wire.datalink import DataLink
 from butterfly_wire.tickets import MODES, Mode, prepare_data_socket
+from tools.bench import status_latency
 
 SIZES_BYTES = (16 << 10, 64 << 10, 512 << 10)
 KINDS = ("socket", "plain", "mac", "aead")
@@ -158,20 +163,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Cost of one hop of a data link.")
     parser.add_argument("--markdown", action="store_true", help="a table instead of JSON")
     parser.add_argument("--seconds", type=float, default=18.0, help="about how long to measure")
+    parser.add_argument(
+        "--status-seconds", type=float, default=30.0, help="the same for /status; 0 leaves it out"
+    )
     options = parser.parse_args()
     measured = measure(options.seconds)
+    status = status_latency.measure(options.status_seconds) if options.status_seconds else None
     if options.markdown:
         print(table(measured))
+        if status is not None:
+            print(f"\n{status_latency.table(status)}")
     else:
         shares = {"p50": 0.5, "p99": 0.99}
         print(
             json.dumps(
                 {
-                    f"{size}": {
-                        kind: {name: percentile(s, share) for name, share in shares.items()}
-                        for kind, s in samples.items()
-                    }
-                    for size, samples in measured.items()
+                    "status": status,
+                    **{
+                        f"{size}": {
+                            kind: {name: percentile(s, share) for name, share in shares.items()}
+                            for kind, s in samples.items()
+                        }
+                        for size, samples in measured.items()
+                    },
                 },
                 indent=2,
             )
