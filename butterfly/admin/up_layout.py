@@ -112,7 +112,8 @@ def sections_of(layout: ClusterLayout, node: NodeLayout) -> Sections:
         "cluster": {
             "cluster_name": "local",
             "seed_nodes": [] if node is first else [first.address],
-            "quorum_size": count,
+            "quorum_size": count // 2 + 1,  # so that one may be killed, to see the rest go on
+            "plan_grace_seconds": 3.0,
         },
         "model": {
             "source_type": model.source_type,

@@ -70,7 +70,7 @@ class Stub:
             "state": state,
             "phase": phase,
             "progress_percent": percent,
-            "cluster_size": self.config.cluster.quorum_size,
+            "cluster_size": 2 * self.config.cluster.quorum_size - 1,  # up asks for a majority
             "cluster_name": self.config.cluster.cluster_name,
             "coordinator": self.node_id,
             "node_id": self.node_id,
