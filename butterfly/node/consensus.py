@@ -26,8 +26,8 @@ from butterfly_cluster.founding_messages import (
 )
 from butterfly_cluster.identity import DataDir
 from butterfly_cluster.raft import LAN, WAN, RaftNode, Timing
-from butterfly_core.address import parse_address
-from butterfly_core.errors import NotServing
+from butterfly_core.address import Address, parse_address
+from butterfly_core.errors import ButterflyError, NotServing
 from butterfly_core.ids import ClusterId, NodeId
 from butterfly_wire.channel import Channel
 from butterfly_wire.dialing import dial_channel
@@ -80,7 +80,7 @@ class Consensus:
         self._data_dir = data_dir
         self._local = local
         self._tls = tls
-        self._pool = pool
+        self._peers = _Peers(pool)
         self._addresses = addresses
         self._replica = replica
         self._limits = limits
@@ -128,7 +128,7 @@ class Consensus:
         await self._asked_to_join.wait()
         async with asyncio.TaskGroup() as tasks:
             watching = tasks.create_task(self._tell_why_not_joined())
-            formation = await self._founding.form_or_join(_Peers(self._pool))
+            formation = await self._founding.form_or_join(self._peers)
             watching.cancel()
         self._local.solved(JOIN_PROBLEM)
         raft = self._make_raft(formation)
@@ -138,6 +138,7 @@ class Consensus:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(raft.run())
             tasks.create_task(self._watch_leader())
+            tasks.create_task(self._find_the_others())
 
     def _make_raft(self, formation: Formation) -> RaftNode:
         for node_id, address in formation.members.items():
@@ -189,6 +190,31 @@ class Consensus:
             if self._raft is not None:
                 self._raft.introduce(frozenset(self._addresses.known()))
             await asyncio.sleep(_WATCH_SECONDS)
+
+    async def _find_the_others(self) -> None:
+        """While no leader is heard, ask the seeds where everybody is.
+
+        Nodes that joined through one founder know only that founder, and the leader may be
+        another one; a node may also have moved while this one was away.
+        """
+        while True:
+            if self.leader is None:
+                for seed in self._config.cluster.seed_nodes:
+                    await self._learn_from(seed)
+            await asyncio.sleep(_WATCH_SECONDS)
+
+    async def _learn_from(self, seed: Address) -> None:
+        try:
+            heard = await self._peers.whoami(str(seed))
+            members = {node: parse_address(where) for node, where in heard.members.items()}
+        except (ButterflyError, OSError):
+            return  # it is asked again as long as no leader is heard
+        if heard.cluster_id != self.cluster_id:
+            return
+        known = self._addresses.known()
+        for node_id, address in {**members, heard.node_id: seed}.items():
+            if node_id != self._me and (node_id not in known or address is seed):
+                self._addresses.learn(node_id, address)
 
     async def propose(self, command: Command, *, timeout_seconds: float) -> int:
         """The index of the command once it is applied here. Raises NotServing, Unreachable."""
