@@ -20,6 +20,7 @@ from butterfly.node.engine import Engine
 from butterfly.node.local import Local
 from butterfly.node.model import ModelReader
 from butterfly.node.replica import Replica
+from butterfly.node.status import holds_layers
 from butterfly_cluster.lifecycle import NodeState
 from butterfly_core.errors import (
     EngineLost,
@@ -170,9 +171,13 @@ class Ingress:
         if problem is not None:
             raise NotServing(f"not serving ({phase}): {problem}", phase=phase)
         in_pipeline = self._local.node.state is NodeState.OPERATIONAL
-        spare = self._local.node.state is NodeState.JOINING and self._replica.state.is_active
+        state = self._replica.state
+        joining = self._local.node.state is NodeState.JOINING
+        spare = joining and state.is_active and not holds_layers(state, self._me)
         if not in_pipeline and not spare:
-            raise NotServing(f"the cluster is not operational yet ({phase})", phase=phase)
+            problem = state.plan_problem
+            why = f": {problem.splitlines()[0]}" if problem else ""
+            raise NotServing(f"the cluster is not operational yet ({phase}){why}", phase=phase)
 
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokensEmitted]:
         """The whole answer, over as many epochs as it takes. Raises NotServing, RequestError."""

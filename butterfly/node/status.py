@@ -8,6 +8,7 @@ from butterfly import __version__
 from butterfly.api.views import Check
 from butterfly.node.local import Local
 from butterfly_cluster.duties import Policy
+from butterfly_cluster.lifecycle import NodeState
 from butterfly_cluster.state import ClusterState, Member
 from butterfly_core.hardware import Capacity
 from butterfly_core.ids import ClusterId, NodeId
@@ -156,11 +157,20 @@ def admission_problem(
     return None
 
 
+def holds_layers(state: ClusterState, me: NodeId) -> bool:
+    """True when the present plan gives this node a stage."""
+    return state.assignment is not None and state.assignment.stage_of(me) is not None
+
+
 def readiness_view(state: ClusterState, local: Local, around: Surroundings) -> Sequence[Check]:
     """Every condition for serving, in the order in which they come true."""
     joined = around.cluster_id is not None
     live, wanted = len(state.live), around.policy.quorum_size
     validated = 0 < state.validated_epoch == state.epoch
+    # a node that starts again replays a log in which its last engine still serves
+    warm = state.is_active and (
+        local.node.state is NodeState.OPERATIONAL or not holds_layers(state, around.me)
+    )
     return (
         Check("joined", joined, f"cluster {around.cluster_id}" if joined else "not joined yet"),
         Check(
@@ -172,7 +182,7 @@ def readiness_view(state: ClusterState, local: Local, around: Surroundings) -> S
         ),
         Check("plan", state.is_intact, state.plan_problem or f"epoch {state.epoch}"),
         Check("weights_validated", validated, state.validated_root or "not proven yet"),
-        Check("pipeline", state.is_active, "warm" if state.is_active else "not connected yet"),
+        Check("pipeline", warm, "warm" if warm else "not connected yet"),
         Check("admitting", around.admission_problem is None, around.admission_problem or "yes"),
         Check("not_draining", not local.draining, "leaving" if local.draining else "staying"),
     )
