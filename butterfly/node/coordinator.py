@@ -158,6 +158,7 @@ class Coordinator:
             )
         except DoesNotFit as error:
             if state.plan_problem != str(error):
+                log.error("no plan can be made: %s", error)
                 await self._propose(ReportPlanProblem(str(error)))
             await asyncio.sleep(1.0)  # nothing changes until a machine does
             return

@@ -148,8 +148,9 @@ class Effects:
             return LoadFailed(epoch, "no model is agreed on", "NotServing")
         if found.spec.identity != agreed.identity:
             message = (
-                f"this node's source has another model: {found.spec.identity[:16]} instead of "
-                f"{agreed.identity[:16]}; make [model] source_path equal on all nodes"
+                f"the model at this node's source is {found.spec.identity[:16]}, not the "
+                f"{agreed.identity[:16]} that the cluster serves: restore its files if they were "
+                "changed, or make [model] source_path equal on all nodes"
             )
             return LoadFailed(epoch, message, "ModelError")
         start, stop = self._held_range
