@@ -14,6 +14,7 @@ from butterfly_weights.source import open_source
 from tests.support.local_cluster import LocalCluster, LocalNode, local_cluster
 from tests.support.s3 import (
     CountingProxy,
+    S3Server,
     counting_proxy,
     credentials_environment,
     moto_s3,
@@ -117,54 +118,83 @@ def test_a_second_start_reads_no_tensor_from_s3_and_keeps_the_pinned_root(
     assert greedy_answer(cluster.nodes[1]) == world.answer
 
 
-def test_a_flipped_bit_in_a_cache_costs_that_tensor_again_and_nothing_else(
-    world: World, storage: CountingProxy, tmp_path: Path
-) -> None:
-    broken = world.tensor("model.layers.2.mlp.up_proj.weight")
-    good = bytes_of(world.tiny.folder, broken)
-    whole = world.own_bytes("0-5")
-    environments = [credentials_environment(*ALONE)]
+@pytest.fixture(scope="module")
+def alone(
+    storage: CountingProxy, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LocalCluster]:
+    """One node that holds the whole model, so that no plan decides what it reads."""
     with local_cluster(
-        tmp_path, s3_model(storage.url), nodes=1, environments=environments
+        tmp_path_factory.mktemp("alone"),
+        s3_model(storage.url),
+        nodes=1,
+        environments=[credentials_environment(*ALONE)],
     ) as cluster:
-        (node,) = cluster.nodes
         cluster.wait_until_operational()
-        root = node.status()["merkle_root"]
-        wait_until_cached(cluster, node, whole)
-        node.kill()
-        damaged = _flip_in_cache(node, good)
-        storage.reset()
+        yield cluster
 
-        node.start()
-        cluster.wait_until_operational()
 
-        status = node.status()
-        assert bytes_from_source(status) == broken.nbytes
-        assert bytes_from_cache(status) == whole - broken.nbytes
-        handed = storage.bytes_served(PLACE, suffix=".safetensors", access_key=ALONE[0])
-        assert handed == world.headers_bytes + broken.nbytes
-        assert (status["merkle_root"], greedy_answer(node)) == (root, world.answer)
-        engine_log = (node.data_dir / "engine.log").read_text()
-        assert f"the cached copy of {broken.name} ({damaged.name[:16]}" in engine_log
-        cluster.wait(
-            lambda: damaged.exists() and damaged.read_bytes() == good, "it is cached again"
-        )
+def test_a_flipped_bit_in_a_cache_costs_that_tensor_again_and_nothing_else(
+    world: World, storage: CountingProxy, alone: LocalCluster
+) -> None:
+    broken, whole = world.tensor("model.layers.2.mlp.up_proj.weight"), world.own_bytes("0-5")
+    good = bytes_of(world.tiny.folder, broken)
+    (node,) = alone.nodes
+    root = node.status()["merkle_root"]
+    wait_until_cached(alone, node, whole)
+    node.kill()
+    damaged = _flip_in_cache(node, good)
+    storage.reset()
+
+    node.start()
+    alone.wait_until_operational()
+
+    status = node.status()
+    assert bytes_from_source(status) == broken.nbytes
+    assert bytes_from_cache(status) == whole - broken.nbytes
+    handed = storage.bytes_served(PLACE, suffix=".safetensors", access_key=ALONE[0])
+    assert handed == world.headers_bytes + broken.nbytes
+    assert (status["merkle_root"], greedy_answer(node)) == (root, world.answer)
+    engine_log = (node.data_dir / "engine.log").read_text()
+    assert f"the cached copy of {broken.name} ({damaged.name[:16]}" in engine_log
+    alone.wait(lambda: damaged.exists() and damaged.read_bytes() == good, "it is cached again")
+
+
+def test_without_a_manifest_a_changed_object_is_refused_until_it_is_restored(
+    world: World, storage: CountingProxy, alone: LocalCluster
+) -> None:
+    broken = world.tensor("model.layers.3.mlp.up_proj.weight")
+    good, bad = _shard_and_its_flipped_copy(world, broken)
+    bucket = S3Server(storage.url, *ALONE)
+    (node,) = alone.nodes
+    root = node.status()["merkle_root"]
+    node.kill()
+    bucket.put(f"{PLACE}/{broken.shard}", bad)
+
+    node.start()
+
+    def refused() -> bool:
+        _assert_nothing_is_served(node)
+        return "that the cluster serves: restore its files" in node.errors()
+
+    alone.wait(refused, "the refusal of the changed model")
+    bucket.put(f"{PLACE}/{broken.shard}", good)
+    alone.wait_until_operational()
+    assert (node.status()["merkle_root"], node.errors()) == (root, "")
+    assert greedy_answer(node) == world.answer
 
 
 def test_a_flipped_bit_on_s3_is_named_and_never_served_until_the_object_is_restored(
     world: World, tmp_path: Path
 ) -> None:
     broken = world.tensor("model.layers.5.self_attn.q_proj.weight")
-    good = (world.tiny.folder / broken.shard).read_bytes()
-    bad = bytearray(good)
-    bad[broken.start + broken.nbytes // 2] ^= 0x10
+    good, bad = _shard_and_its_flipped_copy(world, broken)
     source = open_source("filesystem", str(world.tiny.folder))
     manifest = create_manifest(source)
     source.close()
     with moto_s3() as server:
         server.upload(world.tiny.folder, PLACE)
         server.put(f"{PLACE}/{MANIFEST_NAME}", encode_manifest(manifest))
-        server.put(f"{PLACE}/{broken.shard}", bytes(bad))
+        server.put(f"{PLACE}/{broken.shard}", bad)
         environments = [credentials_environment()] * 3
         with local_cluster(
             tmp_path, s3_model(server.url), equal=True, environments=environments
@@ -185,6 +215,14 @@ def test_a_flipped_bit_on_s3_is_named_and_never_served_until_the_object_is_resto
             cluster.wait(lambda: not any(n.errors() for n in cluster.nodes), "no errors")
             assert {n.status()["merkle_root"] for n in cluster.nodes} == {manifest.root}
             assert [greedy_answer(node) for node in cluster.nodes] == [world.answer] * 3
+
+
+def _shard_and_its_flipped_copy(world: World, tensor: Tensor) -> tuple[bytes, bytes]:
+    """A shard's bytes, and the same with one bit of the tensor changed."""
+    good = (world.tiny.folder / tensor.shard).read_bytes()
+    bad = bytearray(good)
+    bad[tensor.start + tensor.nbytes // 2] ^= 0x10
+    return good, bytes(bad)
 
 
 def _wait_for_errors_while_nothing_is_served(
