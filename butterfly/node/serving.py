@@ -8,7 +8,8 @@ it would have. Tokens that a client was given are never given again.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Final
 
@@ -74,7 +75,7 @@ class HeadDesk:
 
     async def generate(
         self, request: GenerationRequest, epoch: int
-    ) -> AsyncIterator[TokensEmitted]:
+    ) -> AsyncGenerator[TokensEmitted, None]:
         """The request's tokens as the last stage emits them. Raises EngineLost, RequestError."""
         self._check(request, epoch)
         queue: asyncio.Queue[TokensEmitted | EngineLost] = asyncio.Queue()
@@ -114,8 +115,9 @@ class HeadDesk:
             epoch = int(body.get("epoch", 0))
         except (ValidationError, TypeError, ValueError) as error:
             raise ProtocolViolation(f"not a generation request: {error}") from error
-        async for tokens in self.generate(request, epoch):
-            yield _TOKENS.dump_python(tokens, mode="json")
+        async with aclosing(self.generate(request, epoch)) as answer:
+            async for tokens in answer:
+                yield _TOKENS.dump_python(tokens, mode="json")
 
 
 def _error_of(told: str) -> Exception:
@@ -179,28 +181,30 @@ class Ingress:
             why = f": {problem.splitlines()[0]}" if problem else ""
             raise NotServing(f"the cluster is not operational yet ({phase}){why}", phase=phase)
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokensEmitted]:
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokensEmitted, None]:
         """The whole answer, over as many epochs as it takes. Raises NotServing, RequestError."""
         self._check_serving()
         self.active_requests += 1
         try:
-            async for tokens in self._over_epochs(request):
-                yield tokens
+            async with aclosing(self._over_epochs(request)) as answer:
+                async for tokens in answer:
+                    yield tokens
         finally:
             self.active_requests -= 1
 
-    async def _over_epochs(self, request: GenerationRequest) -> AsyncIterator[TokensEmitted]:
+    async def _over_epochs(self, request: GenerationRequest) -> AsyncGenerator[TokensEmitted, None]:
         lost_epoch = 0
         for _ in range(_RESUMES_MAX):
             epoch, head = await self._active_epoch(lost_epoch)
             attempt = replace(request, request_id=f"{request.request_id}-{epoch}")
             try:
-                async for piece in self._from_head(head, epoch, attempt):
-                    emitted = (*request.emitted, *piece.token_ids)
-                    request = replace(request, emitted=emitted)
-                    yield replace(piece, request_id=request.request_id)
-                    if piece.finish is not None:
-                        return
+                async with aclosing(self._from_head(head, epoch, attempt)) as answer:
+                    async for piece in answer:
+                        emitted = (*request.emitted, *piece.token_ids)
+                        request = replace(request, emitted=emitted)
+                        yield replace(piece, request_id=request.request_id)
+                        if piece.finish is not None:
+                            return
                 raise Unreachable("the head ended the answer without its last token")
             except _LOST as error:
                 log.warning("an answer lost its pipeline and will go on: %s", error)
@@ -229,12 +233,14 @@ class Ingress:
 
     async def _from_head(
         self, head: NodeId, epoch: int, request: GenerationRequest
-    ) -> AsyncIterator[TokensEmitted]:
+    ) -> AsyncGenerator[TokensEmitted, None]:
         if head == self._me:
-            async for tokens in self._desk.generate(request, epoch):
-                yield tokens
+            async with aclosing(self._desk.generate(request, epoch)) as answer:
+                async for tokens in answer:
+                    yield tokens
             return
         body = {"epoch": epoch, "request": _REQUEST.dump_python(request, mode="json")}
         address = self._addresses.of(head)
-        async for piece in self._pool.stream(address, "generate", body, expect=head):
-            yield _TOKENS.validate_python(piece)
+        async with aclosing(self._pool.stream(address, "generate", body, expect=head)) as pieces:
+            async for piece in pieces:
+                yield _TOKENS.validate_python(piece)

@@ -3,10 +3,12 @@
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import TracebackType
 from typing import Any
 
 import torch
+
 from butterfly_core.generation import FinishReason, GenerationRequest, SamplingParams, TokensEmitted
 from butterfly_core.layers import LayerRange, part_of_tensor, stage_parts
 from butterfly_engine.link import MemoryLink
@@ -37,7 +39,7 @@ def make_stages(
 ) -> list[Stage]:
     """One stage for each pair of neighbours in ``cuts``, as (0, 2, 6)."""
     layer_count = cuts[-1]
-    ranges = [LayerRange(*pair) for pair in zip(cuts, cuts[1:], strict=False)]
+    ranges = [LayerRange(*pair) for pair in pairwise(cuts)]
     tied = bool(config["tie_word_embeddings"])
     return [
         Stage(
@@ -87,9 +89,7 @@ class Answers:
 class Pipeline:
     """Head and followers over links in memory; a context manager that closes everything."""
 
-    def __init__(
-        self, stages: Sequence[Any], limits: SchedulerLimits, *, epoch: int = 7
-    ) -> None:
+    def __init__(self, stages: Sequence[Any], limits: SchedulerLimits, *, epoch: int = 7) -> None:
         self.answers = Answers()
         self.lost: list[tuple[int, Exception]] = []
         self.links = [MemoryLink() for _ in stages] if len(stages) > 1 else []
@@ -141,6 +141,4 @@ class Pipeline:
         sampling: SamplingParams = GREEDY,
         **more: Any,
     ) -> None:
-        self.head.submit(
-            GenerationRequest(request_id, tuple(prompt), tokens_max, sampling, **more)
-        )
+        self.head.submit(GenerationRequest(request_id, tuple(prompt), tokens_max, sampling, **more))

@@ -121,7 +121,7 @@ class World:
 async def until(holds: Callable[[], bool]) -> None:
     """Wait until this holds, and fail after ten seconds."""
     async with asyncio.timeout(10):
-        while not holds():  # noqa: ASYNC110 - the thing under test offers no event
+        while not holds():
             await asyncio.sleep(0.01)
 
 
