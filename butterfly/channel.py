@@ -148,6 +148,7 @@ class Loaded:
     bytes_from_source: int
     bytes_from_cache: int
     healed: tuple[str, ...]
+    events: tuple[str, ...]
     kind: Literal["loaded"] = "loaded"
 
 

@@ -151,7 +151,7 @@ class Host:
             self._attach(message, link)
         digests = dict(self._weights.part_digests)
         source, cache = outcome.bytes_from_source, outcome.bytes_from_cache
-        self.send(Loaded(order.epoch, digests, source, cache, outcome.healed))
+        self.send(Loaded(order.epoch, digests, source, cache, outcome.healed, outcome.events))
 
     def _connect(self, message: Link, connected: socket) -> None:
         link = link_of(message, connected)

@@ -109,6 +109,8 @@ class Effects:
         rejection = self._replica.state.rejections.get(self._me)
         count = rejection.count if rejection else 0
         self._local.set_facts(rejections_seen=count, loaded_epoch=0, loaded_digests=None)
+        if count > 1:
+            await asyncio.sleep(min(2.0**count, _RETRY_MAX_SECONDS))
         await self._load_until_held(effect.epoch, forget=True)
 
     async def _load_until_held(self, epoch: int, *, forget: bool) -> None:
@@ -173,8 +175,10 @@ class Effects:
         local.bytes_from_source_total += answer.bytes_from_source
         local.bytes_from_cache_total += answer.bytes_from_cache
         local.verification_failures_total += len(answer.healed)
-        for healed in answer.healed:
-            log.warning("healed while loading: %s", healed)
+        healed = tuple(f"wrong once, fetched again: {leaf}" for leaf in answer.healed)
+        for event in (*healed, *answer.events):
+            log.warning("while loading: %s", event)
+            local.events.append(f"node {short(self._me)}: {event}")
         local.solved("load_failed")
         local.enter(Phase.VALIDATION)
         local.set_facts(loaded_epoch=answer.epoch, loaded_digests=answer.part_digests, failure=None)

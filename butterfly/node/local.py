@@ -5,6 +5,7 @@ reads from here and from the replica; nothing is pushed.
 """
 
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -12,6 +13,8 @@ from butterfly.channel import Progressed
 from butterfly.node.pulse import Pulse
 from butterfly_cluster.lifecycle import Node, NodeState, Phase
 from butterfly_cluster.node_duties import Facts
+
+EVENTS_MAX = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,8 @@ class Local:
     verification_failures_total: int = 0
     engine_statistics: Mapping[str, int] = field(default_factory=dict)
     draining: bool = False
+    events: deque[str] = field(default_factory=lambda: deque(maxlen=EVENTS_MAX))
+    """What was mended while loading, for people; the newest last."""
     _phase_since: float = field(default_factory=time.monotonic)
 
     def set_facts(self, **changes: object) -> None:

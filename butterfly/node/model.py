@@ -89,7 +89,9 @@ class ModelReader:
         try:
             checkpoint, described, text = await asyncio.to_thread(self._read)
         except (ButterflyError, OSError) as error:
-            if self._local.report(Problem(PROBLEM_CODE, str(error))):
+            message = f"{self._section.source_path}: {error}"
+            file = getattr(error, "object_name", None)
+            if self._local.report(Problem(PROBLEM_CODE, message, file)):
                 log.error("cannot read the model: %s", error)
             return False
         self.checkpoint, self.described, self.text = checkpoint, described, text

@@ -54,6 +54,7 @@ def status_view(state: ClusterState, local: Local, around: Surroundings) -> dict
         "model": _model_view(state, around.source),
         "members": [_member_view(member, state, around) for member in _by_age(state)],
         "errors": _errors(state, local, around)[:_ERRORS_MAX],
+        "events": list(local.events),
         "term": around.term,
         "commit_index": around.commit_index,
         "version": __version__,

@@ -196,7 +196,11 @@ def _reject(state: ClusterState, command: RejectDigests) -> ClusterState:
 
 
 def _validate(state: ClusterState, assignment: Assignment, command: PassValidation) -> ClusterState:
-    """Only when every part of every stage was reported, and the root is the one expected."""
+    """Only when every part of every stage was reported, and the root is the one expected.
+
+    Without a manifest this pins the root, and every part's digest: what differs later is
+    rejected by name.
+    """
     model = state.model
     if model is None or command.root != (model.manifest_root or state.pinned_root or command.root):
         return state
@@ -204,12 +208,11 @@ def _validate(state: ClusterState, assignment: Assignment, command: PassValidati
         needed = stage_parts(stage.layers, model.layer_count, tied=model.tied)
         if not set(needed) <= set(state.digests.get(stage.node_id, {})):
             return state
-    return replace(
-        state,
-        validated_epoch=command.epoch,
-        validated_root=command.root,
-        pinned_root=state.pinned_root if model.manifest_root else command.root,
-    )
+    validated = replace(state, validated_epoch=command.epoch, validated_root=command.root)
+    if model.manifest_root:
+        return validated
+    proven = {part: digest for told in state.digests.values() for part, digest in told.items()}
+    return replace(validated, pinned_root=command.root, part_digests=proven)
 
 
 def _without(mapping: Mapping[NodeId, T], node_id: NodeId) -> Mapping[NodeId, T]:

@@ -109,7 +109,7 @@ def _choose_voters(state: ClusterState, seen: Observations, policy: Policy) -> D
     spare = [member.node_id for member in live if member.node_id not in seen.voters]
     if spare and len(seen.voters) < wanted:
         return Promote(spare[0])
-    gone = [voter for voter in sorted(seen.voters) if voter in state.departed]
+    gone = [voter for voter in sorted(seen.voters) if voter in state.departed and voter != seen.me]
     if gone:
         return Demote(gone[0])
     dead = [

@@ -52,7 +52,7 @@ TO_ENGINE: list[ToEngine] = [
 FROM_ENGINE: list[FromEngine] = [
     Hello("e", Capacity("cpu", "test", 1, 2, 3.0, 4.0)),
     Progressed(1, "warmup", 1, 2, 3, 4),
-    Loaded(1, {"layers.0": "d"}, 1, 2, ("leaf",)),
+    Loaded(1, {"layers.0": "d"}, 1, 2, ("leaf",), ("a cache file was damaged",)),
     LoadFailed(1, "no", "SourceError", "a.safetensors", "w"),
     WarmedUp(1, None),
     Emitted(1, (TokensEmitted("r", (1, 2), FinishReason.STOP), TokensEmitted("s", (3,)))),

@@ -141,6 +141,7 @@ def test_a_root_once_agreed_is_pinned_and_another_one_is_refused() -> None:
     reports = [digests(state, number) for number in (1, 2)]
 
     assert state.pinned_root == "root"
+    assert state.part_digests["layers.2"] == "d-layers.2"
     assert committed([*reports, PassValidation(2, "other")], state).validated_epoch == 1
     assert committed([*reports, PassValidation(2, "root")], state).validated_epoch == 2
 

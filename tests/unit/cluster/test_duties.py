@@ -93,6 +93,7 @@ def test_a_voter_that_left_is_demoted_and_a_dead_one_only_for_a_live_replacement
     long_ago = {node(3): 99.0}
 
     assert duty(left, voters=three) == Demote(node(3))
+    assert not isinstance(duty(left, voters=three, me=node(3)), Demote)
     assert duty(dead, voters=three, silent_seconds=long_ago) == Demote(node(3))
     assert not isinstance(duty(dead, voters=three), Demote)
 
