@@ -150,7 +150,9 @@ class PeerListener(Acceptor):
         except (ButterflyError, OSError) as error:
             self._counts["handshakes_failed"] += 1
             reason = str(tls_reason(error, str(newcomer.where)) or error) or type(error).__name__
-            _log.info("refused a connection from %s: %s", newcomer.where, reason)
+            # a probe that connects and leaves is no event
+            level = logging.DEBUG if isinstance(error, Unreachable) else logging.INFO
+            _log.log(level, "refused a connection from %s: %s", newcomer.where, reason)
             return
         self._settled(task, newcomer)
         await self._serve(connection, proved, purpose)
