@@ -53,7 +53,8 @@ def newcomers(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def test_without_a_quorum_requests_get_503_with_the_reason(newcomers: LocalCluster) -> None:
     both = newcomers.nodes[:2]
     newcomers.wait(
-        lambda: all(_blocking(node) == "quorum" for node in both), "readiness names the quorum"
+        lambda: all(_blocking(node) == "quorum" and _live(node) == 2 for node in both),
+        "readiness names the quorum of both",
     )
     for node in both:
         code, headers, answer = _ask(node)
@@ -63,6 +64,10 @@ def test_without_a_quorum_requests_get_503_with_the_reason(newcomers: LocalClust
         assert "no quorum: 2 of 3 members are up ([cluster] quorum_size)" in _told(answer)
         assert _check(node, "quorum")["detail"] == "2 members are up, 3 needed"
         assert "no quorum: 2 of 3" in node.errors()
+
+
+def _live(node: LocalNode) -> object:
+    return node.status().get("cluster_size")
 
 
 def test_a_node_of_another_cluster_name_is_told_both_names(newcomers: LocalCluster) -> None:
