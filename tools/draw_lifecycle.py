@@ -101,7 +101,7 @@ def _effects_of(event: type[Event]) -> tuple[Effect, ...]:
 
 
 def _example_of(event: type[Event], epoch: int) -> Event:
-    values: dict[str, Any] = {"epoch": epoch, "start": 0, "stop": 1, "reason": "…"}
+    values: dict[str, Any] = {"epoch": epoch, "start": 0, "stop": 1, "reason": "…", "count": 1}
     return event(**{field.name: values[field.name] for field in fields(event)})
 
 

@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 _LOOK_SECONDS: Final = 0.1
 _PROPOSE_SECONDS: Final = 3.0
 _PAUSE_AFTER_FAILURE_SECONDS: Final = 0.5
+_PLAN_AGAIN_SECONDS: Final = 1.0
+_OWN_PAUSE_SECONDS: Final = 1.0
 
 
 def policy_of(config: NodeConfig) -> Policy:
@@ -76,6 +78,11 @@ class Coordinator:
         self._leading_since: float | None = None
         self._settled_since = 0.0
         self._signature: tuple[object, ...] = ()
+        self._considered: frozenset[str] = frozenset()
+        self._considered_epoch = 0
+        self._plan_not_before = 0.0
+        self._silence_since = 0.0
+        self._looked_at = clock()
         self._broken_epoch = 0
         self._broken_since = 0.0
 
@@ -83,6 +90,7 @@ class Coordinator:
         """Look and act for ever."""
         while True:
             await self._replica.changed.wait(_LOOK_SECONDS)
+            self._notice_own_pause()
             duty = self._next_duty()
             if duty is None:
                 continue
@@ -92,15 +100,23 @@ class Coordinator:
                 log.warning("%s is not done, will look again: %s", type(duty).__name__, error)
                 await asyncio.sleep(_PAUSE_AFTER_FAILURE_SECONDS)
 
+    def _notice_own_pause(self) -> None:
+        """After a pause of this process nobody else is to blame for the silence."""
+        now = self._clock()
+        if now - self._looked_at > _OWN_PAUSE_SECONDS:
+            self._silence_since = now
+        self._looked_at = now
+
     def _next_duty(self) -> Duty | None:
         if self._consensus.leader != self._me:
             self._leading_since = None
             return None
         now = self._clock()
         if self._leading_since is None:
-            self._leading_since = self._settled_since = now
+            self._leading_since = self._settled_since = self._silence_since = now
             log.info("this node is the coordinator now (term %d)", self._consensus.term)
-        return coordinator_duty(self._replica.state, self._observe(now), self._policy)
+        duty = coordinator_duty(self._replica.state, self._observe(now), self._policy)
+        return None if isinstance(duty, MakePlan) and now < self._plan_not_before else duty
 
     def _observe(self, now: float) -> Observations:
         state = self._replica.state
@@ -108,11 +124,12 @@ class Coordinator:
         if signature != self._signature:
             self._signature, self._settled_since = signature, now
         return Observations(
-            silent_seconds=self._reports.silent_seconds(self._leading_since or now),
+            silent_seconds=self._reports.silent_seconds(self._silence_since),
             settled_seconds=now - self._settled_since,
             voters=self._consensus.voters,
             me=self._me,
             active_requests=self._reports.active_requests,
+            considered=self._considered if self._considered_epoch == state.epoch else frozenset(),
             broken_seconds=self._broken_seconds(state, now),
             described=self._models.described,
             root_of=self._models.root_of if self._models.checkpoint else None,
@@ -160,7 +177,7 @@ class Coordinator:
             if state.plan_problem != str(error):
                 log.error("no plan can be made: %s", error)
                 await self._propose(ReportPlanProblem(str(error)))
-            await asyncio.sleep(1.0)  # nothing changes until a machine does
+            self._plan_not_before = self._clock() + _PLAN_AGAIN_SECONDS
             return
         engines = {member.node_id: member.engine or "" for member in duty.machines}
         stages = tuple(
@@ -168,6 +185,9 @@ class Coordinator:
             for stage in made.stages
         )
         considered = tuple(sorted(engines.values()))
+        if state.is_intact and state.assignment and stages == state.assignment.stages:
+            self._considered, self._considered_epoch = frozenset(considered), state.epoch
+            return
         await self._propose(
             AssignLayers(duty.epoch, stages, made.kv_tokens, model.identity, considered)
         )

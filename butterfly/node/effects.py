@@ -21,16 +21,13 @@ from butterfly_cluster.lifecycle import (
     ConnectPipeline,
     DropLayers,
     Effect,
-    Event,
     HoldLayers,
     JoinCluster,
     LeaveCluster,
-    NodeState,
     Phase,
     ReloadLayers,
     RestartEngine,
     Serve,
-    Started,
     StopAdmitting,
 )
 from butterfly_core.errors import ButterflyError, EngineLost
@@ -41,7 +38,6 @@ log = logging.getLogger(__name__)
 WARM_UP_SECONDS: Final = 120.0
 _RETRY_FIRST_SECONDS: Final = 1.0
 _RETRY_MAX_SECONDS: Final = 15.0
-_RESTART_SECONDS: Final = 1.0
 
 
 class Effects:
@@ -58,7 +54,6 @@ class Effects:
         links: Links,
         join: Callable[[], None],
         leave: Callable[[], Awaitable[None]],
-        post: Callable[[Event], None],
     ) -> None:
         self._me = me
         self._local = local
@@ -68,7 +63,6 @@ class Effects:
         self._links = links
         self._join = join
         self._leave = leave
-        self._post = post
         self._load_answer: asyncio.Future[Loaded | LoadFailed] | None = None
         self._warm_answer: asyncio.Future[WarmedUp] | None = None
         self._held_range = (0, 0)
@@ -106,11 +100,12 @@ class Effects:
 
     async def _reload_layers(self, effect: ReloadLayers) -> None:
         log.error("the cluster rejects this node's weights: %s", effect.reason)
-        rejection = self._replica.state.rejections.get(self._me)
-        count = rejection.count if rejection else 0
-        self._local.set_facts(rejections_seen=count, loaded_epoch=0, loaded_digests=None)
-        if count > 1:
-            await asyncio.sleep(min(2.0**count, _RETRY_MAX_SECONDS))
+        self._local.set_facts(
+            rejections_seen=effect.count, loaded_epoch=0, loaded_digests=None, failure=None
+        )
+        if effect.count > 1:
+            await asyncio.sleep(min(2.0**effect.count, _RETRY_MAX_SECONDS))
+        await self._models.refresh()
         await self._load_until_held(effect.epoch, forget=True)
 
     async def _load_until_held(self, epoch: int, *, forget: bool) -> None:
@@ -127,6 +122,7 @@ class Effects:
             if isinstance(answer, Loaded):
                 self._note_loaded(answer)
                 return
+            forget = False  # what the next try finds proven in the cache, it may keep
             self._note_failure(answer)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _RETRY_MAX_SECONDS)
@@ -233,9 +229,8 @@ class Effects:
         log.info("dropping the layers: %s", effect.reason)
         self._local.enter(Phase.ASSIGNMENT)
         self._local.set_facts(loaded_epoch=0, loaded_digests=None, failure=None)
+        self._local.solved("load_failed")
         await self._tell_engine(Drop())
-        if self._local.node.state is NodeState.COLD and not self._local.draining:
-            self._post(Started())
 
     async def _tell_engine(self, message: Drop) -> None:
         try:
@@ -245,7 +240,6 @@ class Effects:
 
     async def _restart_engine(self, effect: RestartEngine) -> None:
         self._local.enter(Phase.ASSIGNMENT)
-        await asyncio.sleep(_RESTART_SECONDS)
         self._engine.restart()
 
     async def _leave_cluster(self, _: LeaveCluster) -> None:

@@ -159,7 +159,6 @@ class NodeProgram:
             links=self._links,
             join=self._consensus.join,
             leave=self._leave,
-            post=lambda event: self._runner.post(event),
         )
         self._runner = Runner(local, replica, self._effects.handlers(), look=self._look)
         self._ears = EngineEars(
@@ -194,6 +193,7 @@ class NodeProgram:
             return
         log.info("leaving the cluster")
         self._local.draining = True
+        self._local.set_facts(draining=True)
         self._runner.post(DrainRequested())
 
     async def run(self) -> None:

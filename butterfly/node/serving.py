@@ -9,7 +9,7 @@ it would have. Tokens that a client was given are never given again.
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Any, Final
 
@@ -95,7 +95,8 @@ class HeadDesk:
         finally:
             del self._open[request.request_id]
             if not finished:
-                await self._engine.send(Cancel(request.request_id))
+                with suppress(EngineLost):  # it has nothing left to cancel
+                    await self._engine.send(Cancel(request.request_id))
 
     def _check(self, request: GenerationRequest, epoch: int) -> None:
         state = self._replica.state
@@ -113,7 +114,7 @@ class HeadDesk:
         try:
             request = _REQUEST.validate_python(body.get("request"))
             epoch = int(body.get("epoch", 0))
-        except (ValidationError, TypeError, ValueError) as error:
+        except (ValidationError, TypeError, ValueError, OverflowError) as error:
             raise ProtocolViolation(f"not a generation request: {error}") from error
         async with aclosing(self.generate(request, epoch)) as answer:
             async for tokens in answer:
@@ -194,11 +195,11 @@ class Ingress:
 
     async def _over_epochs(self, request: GenerationRequest) -> AsyncGenerator[TokensEmitted, None]:
         lost_epoch = 0
-        for _ in range(_RESUMES_MAX):
+        for attempt in range(_RESUMES_MAX):
             epoch, head = await self._active_epoch(lost_epoch)
-            attempt = replace(request, request_id=f"{request.request_id}-{epoch}")
+            part = replace(request, request_id=f"{request.request_id}-{epoch}-{attempt}")
             try:
-                async with aclosing(self._from_head(head, epoch, attempt)) as answer:
+                async with aclosing(self._from_head(head, epoch, part)) as answer:
                     async for piece in answer:
                         emitted = (*request.emitted, *piece.token_ids)
                         request = replace(request, emitted=emitted)

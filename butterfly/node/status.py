@@ -128,6 +128,8 @@ def _errors(state: ClusterState, local: Local, around: Surroundings) -> list[dic
         for failure in state.failures.values()
         if failure.node_id != around.me or "load_failed" not in local.problems
     ]
+    if state.broken_reason and not state.is_active:
+        found.append(_error("pipeline_broken", state.broken_reason, None))
     if state.plan_problem:
         found.append(_error("no_plan", state.plan_problem, around.coordinator))
     if around.admission_problem:

@@ -167,11 +167,22 @@ def _change_epoch(state: ClusterState, command: EpochCommand) -> ClusterState:
             return _reject(state, command)
         case ReportWarm(node_id=node_id, epoch=epoch):
             warm = node_id == state.assignment.head and state.validated_epoch == epoch
-            return replace(state, active_epoch=epoch) if warm else state
-        case ReportBroken(epoch=epoch):
-            return replace(state, broken_epoch=epoch)
+            return _activated(state, epoch) if warm else state
+        case ReportBroken(epoch=epoch, reason=reason):
+            return _broken(state, epoch, reason)
         case _:
             assert_never(command)
+
+
+def _activated(state: ClusterState, epoch: int) -> ClusterState:
+    return replace(state, active_epoch=epoch, broken_reason=None, broken_in_a_row=0)
+
+
+def _broken(state: ClusterState, epoch: int, reason: str) -> ClusterState:
+    if state.broken_epoch == epoch:
+        return state
+    count = state.broken_in_a_row + 1
+    return replace(state, broken_epoch=epoch, broken_reason=reason, broken_in_a_row=count)
 
 
 def _with_failure(state: ClusterState, command: ReportFailure) -> ClusterState:
@@ -208,7 +219,9 @@ def _validate(state: ClusterState, assignment: Assignment, command: PassValidati
         needed = stage_parts(stage.layers, model.layer_count, tied=model.tied)
         if not set(needed) <= set(state.digests.get(stage.node_id, {})):
             return state
-    validated = replace(state, validated_epoch=command.epoch, validated_root=command.root)
+    validated = replace(
+        state, validated_epoch=command.epoch, validated_root=command.root, plan_problem=None
+    )
     if model.manifest_root:
         return validated
     proven = {part: digest for told in state.digests.values() for part, digest in told.items()}

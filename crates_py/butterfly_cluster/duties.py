@@ -21,6 +21,8 @@ from butterfly_cluster.state import Assignment, ClusterState, Member
 from butterfly_core.ids import NodeId, short
 from butterfly_core.layers import stage_parts
 
+REST_SECONDS_MAX = 30.0
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -42,8 +44,9 @@ class Observations:
 
     ``silent_seconds``: since each member was last heard. ``settled_seconds``: since the set of
     live members and engines last changed. ``broken_seconds``: since the present epoch was first
-    seen broken. ``described``: the model as this node reads it from
-    the source. ``root_of``: the Merkle root of all parts' digests with the small files.
+    seen broken. ``considered``: engines that would change nothing in it. ``described``: the
+    model as this node reads it from the source. ``root_of``: the Merkle root of all parts'
+    digests with the small files.
     """
 
     silent_seconds: Mapping[NodeId, float]
@@ -51,6 +54,7 @@ class Observations:
     voters: frozenset[NodeId]
     me: NodeId
     active_requests: int = 0
+    considered: frozenset[str] = frozenset()
     broken_seconds: float = 0.0
     described: DescribeModel | None = None
     root_of: Callable[[Mapping[str, str]], str] | None = None
@@ -121,7 +125,18 @@ def _choose_voters(state: ClusterState, seen: Observations, policy: Policy) -> D
     ]
     if dead and spare:
         return Demote(dead[0])
-    return None
+    return _too_many_voters(state, seen, wanted)
+
+
+def _too_many_voters(state: ClusterState, seen: Observations, wanted: int) -> Duty | None:
+    """An even number of voters survives no more than one fewer. Never while one is down: the
+    others are its majority."""
+    voting = [member for member in state.live if member.node_id in seen.voters]
+    if len(voting) < len(seen.voters) or len(voting) <= wanted:
+        return None
+    others = [member for member in voting if member.node_id != seen.me]
+    workers = [member for member in others if member.role != "coordinator"]
+    return Demote((workers or others)[-1].node_id)
 
 
 def _describe(state: ClusterState, seen: Observations) -> Duty | None:
@@ -149,9 +164,11 @@ def _plan(state: ClusterState, seen: Observations, policy: Policy) -> Duty | Non
     if assignment is None or assignment.model != state.model.identity:
         return MakePlan(state.epoch + 1, machines) if seen.settled_seconds >= patience else None
     if not state.is_intact:
+        if 0 < state.broken_epoch == state.epoch and seen.broken_seconds < _rest(state):
+            return None
         soon = patience if waiting else 0.0
         return MakePlan(state.epoch + 1, machines) if seen.settled_seconds >= soon else None
-    if _has_newcomer(assignment, machines) and _may_rebalance(state, seen, policy):
+    if _has_newcomer(assignment, machines, seen) and _may_rebalance(state, seen, policy):
         return MakePlan(state.epoch + 1, machines)
     return None
 
@@ -167,13 +184,19 @@ def _is_doubtful(state: ClusterState, member: Member, seen: Observations, policy
     return silent > policy.dead_after_seconds / 3
 
 
-def _has_newcomer(assignment: Assignment, machines: tuple[Member, ...]) -> bool:
-    return any(machine.engine not in assignment.considered for machine in machines)
+def _rest(state: ClusterState) -> float:
+    """A pipeline that breaks again and again before it ever served is tried less and less often."""
+    return 0.0 if state.broken_in_a_row < 2 else min(2.0**state.broken_in_a_row, REST_SECONDS_MAX)
+
+
+def _has_newcomer(assignment: Assignment, machines: tuple[Member, ...], seen: Observations) -> bool:
+    known = {*assignment.considered, *seen.considered}
+    return any(machine.engine not in known for machine in machines)
 
 
 def _may_rebalance(state: ClusterState, seen: Observations, policy: Policy) -> bool:
-    if not state.is_active:
-        return seen.settled_seconds >= policy.plan_grace_seconds
+    if not state.is_active:  # a load under way is not given up, unless it fails
+        return bool(state.failures) and seen.settled_seconds >= policy.rebalance_after_seconds
     return (
         policy.rebalance_when_idle
         and seen.active_requests == 0
@@ -186,18 +209,34 @@ def _judge_digests(state: ClusterState, seen: Observations) -> Duty | None:
     if assignment is None or model is None or state.validated_epoch == state.epoch:
         return None
     together: dict[str, str] = dict(state.part_digests)
+    told_by: dict[str, NodeId] = {}
     for stage in assignment.stages:
         reported = state.digests.get(stage.node_id)
         if reported is None:
             continue
         for part in stage_parts(stage.layers, model.layer_count, tied=model.tied):
+            told_by.setdefault(part, stage.node_id)
             expected = together.setdefault(part, reported.get(part, ""))
             if reported.get(part) != expected:
-                reason = _mismatch(stage.node_id, part, expected, reported.get(part))
-                return Propose(RejectDigests(state.epoch, stage.node_id, reason))
+                return _reject(state, part, stage.node_id, told_by[part])
     if len(state.digests) < len(assignment.stages) or seen.root_of is None:
         return None
     return _pass_or_reject(state, seen.root_of(together))
+
+
+def _reject(state: ClusterState, part: str, node_id: NodeId, other: NodeId) -> Duty:
+    """Of two nodes that differ while nothing says who is right, they load again in turn."""
+    agreed = state.part_digests.get(part)
+    if agreed is None and _rejected(state, other) < _rejected(state, node_id):
+        node_id, other = other, node_id
+    expected = agreed or state.digests[other].get(part, "none")
+    reason = _mismatch(node_id, part, expected, state.digests[node_id].get(part))
+    return Propose(RejectDigests(state.epoch, node_id, reason))
+
+
+def _rejected(state: ClusterState, node_id: NodeId) -> int:
+    rejection = state.rejections.get(node_id)
+    return rejection.count if rejection else 0
 
 
 def _mismatch(node_id: NodeId, part: str, expected: str, seen: str | None) -> str:

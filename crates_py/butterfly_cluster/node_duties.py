@@ -26,6 +26,7 @@ from butterfly_cluster.lifecycle import (
     NodeState,
     PipelineComplete,
     QuorumLost,
+    Started,
     Unassigned,
 )
 from butterfly_cluster.state import Assignment, ClusterState, Failure
@@ -41,7 +42,7 @@ class Facts:
 
     ``engine`` names the present run of its engine process. ``loaded_digests`` and
     ``loaded_epoch`` are of the last load that ended well, ``failure`` of one that did not;
-    ``rejections_seen`` counts the rejections of this epoch that were acted on.
+    ``rejections_seen`` counts the rejections of this epoch that the last load came after.
     """
 
     registration: RegisterMember
@@ -53,6 +54,7 @@ class Facts:
     warm_epoch: int = 0
     broken: ReportBroken | None = None
     rejections_seen: int = 0
+    draining: bool = False
     problem: str | None = None
     """Why nothing may be admitted although the committed state allows it, or None."""
 
@@ -106,6 +108,8 @@ def next_event(node: Node, state: ClusterState, facts: Facts) -> Event | None:
     """What the committed state means for this node now; ask again after each step."""
     me, engine, problem = facts.registration.node_id, facts.engine, facts.problem
     assignment = state.assignment
+    if node.state is NodeState.COLD and node.epoch and not facts.draining:
+        return Started()
     if node.state in HOLDING and me in state.departed:
         return Expelled("the cluster removed this node; it joins again")
     if node.state is NodeState.COLD or assignment is None or engine is None:
@@ -113,7 +117,7 @@ def next_event(node: Node, state: ClusterState, facts: Facts) -> Event | None:
     if assignment.epoch > node.epoch:
         return _new_epoch(assignment, me, engine)
     if node.state is NodeState.LOADING:
-        return _while_loading(node, state, me, facts.rejections_seen)
+        return _while_loading(node, state, me)
     if node.state is NodeState.READY and state.is_active and problem is None:
         return PipelineComplete(node.epoch) if state.active_epoch == node.epoch else None
     if node.state is NodeState.OPERATIONAL:
@@ -133,12 +137,10 @@ def _new_epoch(assignment: Assignment, me: NodeId, engine: str) -> Event | None:
     return LayersAssigned(assignment.epoch, stage.layers.start, stage.layers.stop)
 
 
-def _while_loading(
-    node: Node, state: ClusterState, me: NodeId, rejections_seen: int
-) -> Event | None:
+def _while_loading(node: Node, state: ClusterState, me: NodeId) -> Event | None:
     rejection = state.rejections.get(me)
-    if rejection is not None and rejection.count > rejections_seen:
-        return LayersRejected(node.epoch, rejection.reason)
+    if rejection is not None and rejection.count > node.rejections:
+        return LayersRejected(node.epoch, rejection.reason, rejection.count)
     if state.validated_epoch == node.epoch and me in state.digests:
         return LayersVerified(node.epoch)
     return None

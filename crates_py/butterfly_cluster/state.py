@@ -106,6 +106,8 @@ class ClusterState:
     validated_root: str | None = None
     active_epoch: int = 0
     broken_epoch: int = 0
+    broken_reason: str | None = None
+    broken_in_a_row: int = 0
     index: int = 0
 
     @property

@@ -9,7 +9,9 @@ from butterfly_cluster.commands import (
     RejectDigests,
     RemoveMember,
     ReportBroken,
+    ReportDigests,
     ReportEngine,
+    ReportFailure,
     ReportPlanProblem,
 )
 from butterfly_cluster.duties import (
@@ -24,12 +26,15 @@ from butterfly_cluster.duties import (
     coordinator_duty,
 )
 from butterfly_cluster.state import ClusterState
+from butterfly_core.layers import stage_parts
 from tests.support.clusters import (
     CAPACITY,
+    LAYERS,
     active,
     assigned,
     committed,
     digests,
+    engine,
     joined,
     loading,
     node,
@@ -203,6 +208,73 @@ def test_a_root_that_is_not_the_pinned_one_is_told_once() -> None:
     assert isinstance(found.command, ReportPlanProblem)
     assert "agreed" in str(found.command.message)
     assert duty(committed([found.command], state), policy) is None
+
+
+def test_two_nodes_that_differ_load_again_in_turn_while_nothing_says_who_is_right() -> None:
+    tied = replace(spec(), tied=True)
+    state = replace(loading(2), model=tied)
+    assert state.assignment is not None
+    for turn in (2, 1, 2, 1):
+        reports = [
+            ReportDigests(
+                1,
+                stage.node_id,
+                {
+                    part: f"d-{part}" if part != "embed" else f"embed of {stage.node_id}"
+                    for part in stage_parts(stage.layers, LAYERS, tied=True)
+                },
+            )
+            for stage in state.assignment.stages
+        ]
+        state = committed(reports, state)
+        found = duty(state)
+
+        assert isinstance(found, Propose)
+        assert isinstance(found.command, RejectDigests)
+        assert found.command.node_id == node(turn)
+        state = committed([found.command], state)
+
+
+def test_after_a_proof_without_a_manifest_what_differs_later_is_rejected_by_name() -> None:
+    state = committed([assigned(2, [1, 2])], active(2))
+    state = committed([digests(state, 1), digests(state, 2, salt=" changed")], state)
+
+    found = duty(state)
+
+    assert isinstance(found, Propose)
+    assert isinstance(found.command, RejectDigests)
+    assert found.command.node_id == node(2)
+
+
+def test_two_voters_become_one_and_never_while_a_third_is_down() -> None:
+    two = frozenset(node(n) for n in (1, 2))
+    three = two | {node(3)}
+    down = committed([MarkDown(node(3), "test")], committed(joined(3)))
+
+    assert duty(committed(joined(2)), voters=two) == Demote(node(2))
+    assert duty(committed(joined(2)), voters=two, me=node(2)) == Demote(node(1))
+    assert not isinstance(duty(down, voters=three), Demote)
+
+
+def test_a_pipeline_that_never_stands_is_tried_less_and_less_often() -> None:
+    state = active(2)
+    for epoch in (2, 3, 4):
+        state = committed([assigned(epoch, [1, 2]), ReportBroken(epoch, node(1), "wall")], state)
+
+    assert duty(state, broken_seconds=5.0) is None
+    assert planned(duty(state, broken_seconds=8.5))
+    assert state.broken_reason == "wall"
+
+
+def test_a_load_under_way_is_not_given_up_for_a_newcomer_unless_it_fails() -> None:
+    state = committed(joined(3), loading(2))
+    three = frozenset(node(n) for n in (1, 2, 3))
+    failing = committed([ReportFailure(1, node(2), "no such object")], state)
+
+    assert duty(state, voters=three) is None
+    assert planned(duty(failing, voters=three)) == [node(1), node(2), node(3)]
+    tried = frozenset(engine(n) for n in (1, 2, 3))
+    assert duty(failing, voters=three, considered=tried) is None
 
 
 def test_requests_are_admitted_only_by_an_active_cluster_with_its_quorum() -> None:

@@ -67,7 +67,7 @@ def test_a_node_walks_from_cold_to_operational() -> None:
         ("OPERATIONAL", LayersAssigned(3, 0, 4), "LOADING", (HoldLayers(3, 0, 4),)),
         ("OPERATIONAL", Expelled("x"), "COLD", (DropLayers("x"),)),
         ("OPERATIONAL", DrainRequested(), "COLD", (LeaveCluster(),)),
-        ("LOADING", LayersRejected(2, "x"), "LOADING", (ReloadLayers(2, "x"),)),
+        ("LOADING", LayersRejected(2, "x", 1), "LOADING", (ReloadLayers(2, "x", 1),)),
         ("READY", LayersAssigned(3, 0, 4), "LOADING", (HoldLayers(3, 0, 4),)),
     ],
 )

@@ -19,7 +19,9 @@ from butterfly_cluster.lifecycle import (
     NodeState,
     PipelineComplete,
     QuorumLost,
+    Started,
     Unassigned,
+    step,
 )
 from butterfly_cluster.node_duties import Facts, next_event, node_duty
 from butterfly_cluster.state import ClusterState
@@ -130,8 +132,11 @@ def test_a_rejection_is_acted_on_once() -> None:
     state = loading(1)
     state = committed([digests(state, 1), RejectDigests(1, node(1), "bad")], state)
 
-    assert next_event(at(NodeState.LOADING), state, ME) == LayersRejected(1, "bad")
-    assert next_event(at(NodeState.LOADING), state, replace(ME, rejections_seen=1)) is None
+    loading_node = at(NodeState.LOADING)
+    event = next_event(loading_node, state, ME)
+    assert event == LayersRejected(1, "bad", 1)
+    obeying, _ = step(loading_node, event)
+    assert next_event(obeying, state, ME) is None
 
 
 def test_a_node_serves_while_the_pipeline_stands_and_nothing_speaks_against_it() -> None:
@@ -156,3 +161,8 @@ def test_a_node_that_the_cluster_removed_is_expelled_and_a_joining_one_is_not() 
 
 def test_a_cold_node_follows_nothing() -> None:
     assert next_event(at(NodeState.COLD, 0), active(2), ME) is None
+
+
+def test_an_expelled_node_starts_again_and_a_leaving_one_does_not() -> None:
+    assert next_event(at(NodeState.COLD), active(2), ME) == Started()
+    assert next_event(at(NodeState.COLD), active(2), replace(ME, draining=True)) is None

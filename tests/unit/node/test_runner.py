@@ -7,7 +7,12 @@ import pytest
 from butterfly.node.local import Local
 from butterfly.node.replica import Replica
 from butterfly.node.runner import Runner
-from butterfly_cluster.commands import PassValidation, ReportWarm, encode_command
+from butterfly_cluster.commands import (
+    PassValidation,
+    RejectDigests,
+    ReportWarm,
+    encode_command,
+)
 from butterfly_cluster.lifecycle import (
     ConnectPipeline,
     Effect,
@@ -15,6 +20,7 @@ from butterfly_cluster.lifecycle import (
     HoldLayers,
     JoinCluster,
     NodeState,
+    ReloadLayers,
     RestartEngine,
     Serve,
     Started,
@@ -32,7 +38,7 @@ class World:
         self.replica = Replica(self.local.changed)
         self.done: list[Effect] = []
         self.cancelled: list[Effect] = []
-        kinds = (JoinCluster, HoldLayers, ConnectPipeline, Serve, RestartEngine)
+        kinds = (JoinCluster, HoldLayers, ReloadLayers, ConnectPipeline, Serve, RestartEngine)
         self.runner = Runner(self.local, self.replica, dict.fromkeys(kinds, self._carry_out))
 
     async def _carry_out(self, effect: Any) -> None:
@@ -87,6 +93,21 @@ async def test_a_newer_load_ends_the_older_one(world: World) -> None:
     await world.until(lambda: HoldLayers(2, 0, 4) in world.done)
 
     assert world.cancelled == [HoldLayers(1, 0, 4)]
+
+
+async def test_a_rejection_is_obeyed_once_and_the_loop_goes_on(world: World) -> None:
+    world.runner.post(Started())
+    state = loading(1)
+    world.replica.restore_state(state)
+    await world.until(lambda: HoldLayers(1, 0, 4) in world.done)
+
+    world.replica.apply(90, encode_command(digests(state, 1)))
+    world.replica.apply(91, encode_command(RejectDigests(1, node(1), "layers.2 differs")))
+    await world.until(lambda: ReloadLayers(1, "layers.2 differs", 1) in world.done)
+    await asyncio.sleep(0.05)
+
+    assert sum(isinstance(effect, ReloadLayers) for effect in world.done) == 1
+    assert world.local.node.state is NodeState.LOADING
 
 
 async def test_a_posted_event_is_taken_before_the_committed_state(world: World) -> None:

@@ -87,7 +87,7 @@ class World:
 
 
 def piece(epoch: int, *ids: int, finish: FinishReason | None = None) -> TokensEmitted:
-    return TokensEmitted(f"r-{epoch}", ids, finish)
+    return TokensEmitted(f"r-{epoch}-0", ids, finish)
 
 
 async def test_an_answer_comes_from_the_own_engine_when_this_node_is_the_head() -> None:
@@ -117,7 +117,7 @@ async def test_an_answer_goes_on_in_the_next_epoch_with_what_was_emitted() -> No
     pieces = await asked
 
     assert [p.token_ids for p in pieces] == [(3,), (9,)]
-    assert [(epoch, r.emitted, r.request_id) for epoch, r in world.remote] == [(2, (3,), "r-2")]
+    assert [(epoch, r.emitted, r.request_id) for epoch, r in world.remote] == [(2, (3,), "r-2-1")]
 
 
 def _fields(state: Any) -> dict[str, Any]:
@@ -132,13 +132,13 @@ async def test_a_client_that_leaves_cancels_its_request() -> None:
     assert (await anext(answer)).token_ids == (3,)
     await answer.aclose()
 
-    assert world.engine.sent[-1] == Cancel("r-1")
+    assert world.engine.sent[-1] == Cancel("r-1-0")
     assert world.desk.active_requests == 0
 
 
 async def test_an_impossible_request_is_the_clients_error_and_is_not_tried_again() -> None:
     world = World()
-    refused = TokensEmitted("r-1", (), FinishReason.ERROR, "RequestError: too long")
+    refused = TokensEmitted("r-1-0", (), FinishReason.ERROR, "RequestError: too long")
     world.engine.script = {1: [refused]}
 
     with pytest.raises(RequestError, match="too long"):
@@ -148,7 +148,7 @@ async def test_an_impossible_request_is_the_clients_error_and_is_not_tried_again
 
 async def test_a_pipeline_that_ended_is_tried_again_and_a_full_queue_is_not() -> None:
     world = World()
-    told = TokensEmitted("r-1", (), FinishReason.ERROR, "NotServing: 256 requests wait")
+    told = TokensEmitted("r-1-0", (), FinishReason.ERROR, "NotServing: 256 requests wait")
     world.engine.script = {1: [told]}
 
     with pytest.raises(NotServing, match="256 requests wait"):
