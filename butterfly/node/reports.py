@@ -6,20 +6,76 @@ show the whole cluster.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from itertools import islice
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from butterfly.node.addresses import AddressBook
 from butterfly.node.local import Local
 from butterfly_cluster.state import ClusterState
-from butterfly_core.errors import ButterflyError
-from butterfly_core.ids import NodeId
+from butterfly_core.errors import ButterflyError, InvalidValue, ProtocolViolation
+from butterfly_core.ids import NodeId, parse_node_id, short
 from butterfly_wire.pool import PeerPool
+
+log = logging.getLogger(__name__)
 
 REPORT_SECONDS: Final = 0.3
 _TIMEOUT_SECONDS: Final = 1.5
 _REPORTS_MAX: Final = 1000
+_HEARD_KEPT_SECONDS: Final = 60.0
+_PROBLEMS_MAX: Final = 8
+_CHARACTERS_MAX: Final = 200
+
+_Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 63)]
+_Text = Annotated[str, Field(strict=True, max_length=_CHARACTERS_MAX)]
+
+
+class Report(BaseModel):
+    """What one member says of itself; what another version says beside that is left out."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    state: _Text
+    phase: _Text
+    epoch: _Count = 0
+    progress_percent: Annotated[float, Field(strict=True, ge=0, le=100)] = 0.0
+    bytes_done: _Count = 0
+    bytes_total: _Count = 0
+    bytes_from_source: _Count = 0
+    bytes_from_cache: _Count = 0
+    active_requests: _Count = 0
+    problems: Annotated[tuple[_Text, ...], Field(max_length=_PROBLEMS_MAX)] = ()
+
+    def to_map(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+
+def parse_report(body: object) -> Report:
+    """Raises ProtocolViolation."""
+    try:
+        return Report.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ProtocolViolation(f"not a report: {where} {first['msg']}"[:500]) from error
+
+
+def parse_reports(reply: Mapping[str, Any]) -> dict[NodeId, Report]:
+    """What a coordinator answers; odd entries are left out. Raises ProtocolViolation."""
+    told = reply.get("reports")
+    if not isinstance(told, Mapping):
+        raise ProtocolViolation(f"not an answer to a report: reports is a {type(told).__name__}")
+    reports = {}
+    for key, body in islice(told.items(), _REPORTS_MAX):
+        try:
+            reports[parse_node_id(str(key))] = parse_report(body)
+        except (ProtocolViolation, InvalidValue):
+            continue  # a node that talks nonsense hides no other
+    return reports
 
 
 class Reports:
@@ -35,6 +91,7 @@ class Reports:
         leader: Callable[[], NodeId | None],
         active_requests: Callable[[], int],
         state: Callable[[], ClusterState],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._me = me
         self._local = local
@@ -43,8 +100,11 @@ class Reports:
         self._leader = leader
         self._active_requests = active_requests
         self._state = state
+        self._clock = clock
         self._heard: dict[NodeId, float] = {}
+        self._complaint = ""
         self.newest: dict[NodeId, Mapping[str, Any]] = {}
+        """By live member, as ``Report`` has it."""
 
     def own(self) -> Mapping[str, Any]:
         local, progress = self._local, self._local.progress
@@ -58,54 +118,80 @@ class Reports:
             "bytes_from_source": local.bytes_from_source,
             "bytes_from_cache": local.bytes_from_cache,
             "active_requests": self._active_requests(),
-            "problems": [problem.message for problem in local.problems.values()][:8],
+            "problems": [
+                problem.message[:_CHARACTERS_MAX]
+                for problem in islice(local.problems.values(), _PROBLEMS_MAX)
+            ],
         }
 
     async def run(self) -> None:
         """Report for ever."""
         while True:
-            await self._report_once()
+            await self.report_once()
             await asyncio.sleep(REPORT_SECONDS)
 
-    async def _report_once(self) -> None:
+    async def report_once(self) -> None:
+        """Tell the leader, learn of the others, forget who is gone."""
         leader, own = self._leader(), self.own()
+        if leader is not None and leader != self._me:
+            self.newest = await self._tell(leader, own) or self.newest
         self.newest[self._me] = own
-        if leader is None or leader == self._me:
-            return
+        self._forget()
+
+    async def _tell(
+        self, leader: NodeId, own: Mapping[str, Any]
+    ) -> dict[NodeId, Mapping[str, Any]]:
+        """What the leader answers; nothing when it does not, and the next one may get through."""
         try:
             address = self._addresses.of(leader)
             reply = await self._pool.call(
                 address, "report", own, timeout_seconds=_TIMEOUT_SECONDS, expect=leader
             )
+            return {node: report.to_map() for node, report in parse_reports(reply).items()}
+        except ProtocolViolation as error:
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                log.warning("node %s and this one do not understand: %s", short(leader), error)
         except ButterflyError:
-            return  # the next one may get through; silence is what the coordinator counts
-        others = reply.get("reports", {})
-        self.newest = {**{NodeId(key): value for key, value in others.items()}, self._me: own}
+            pass  # silence is what the coordinator counts
+        return {}
+
+    def _forget(self) -> None:
+        """Drop what dead members said last, and when strangers were heard long ago."""
+        state, now = self._state(), self._clock()
+        live = {member.node_id for member in state.live} | {self._me}
+        self.newest = {node: report for node, report in self.newest.items() if node in live}
+        self._heard = {
+            node: at
+            for node, at in self._heard.items()
+            if node in state.members or now - at < _HEARD_KEPT_SECONDS
+        }
 
     async def handle(self, caller: NodeId, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A member's report; answers with all that were heard of lately."""
-        known = self._state().members
-        if caller in known or len(self.newest) < _REPORTS_MAX:
-            self._heard[caller] = time.monotonic()
-            self.newest[caller] = dict(body)
-        for gone in [node for node in self.newest if node not in known and node != caller]:
-            if gone != self._me:
-                del self.newest[gone]
+        """A member's report; answers with all that were heard of lately.
+
+        Raises ProtocolViolation for a report that makes no sense; it is a sign of life too.
+        """
+        member = self._state().members.get(caller)
+        if member is not None or len(self._heard) < _REPORTS_MAX:
+            self._heard[caller] = self._clock()
+        report = parse_report(body)
+        if member is not None and member.alive:
+            self.newest[caller] = report.to_map()
         return {"reports": {**self.newest, self._me: self.own()}}
 
     def silent_seconds(self, since: float) -> dict[NodeId, float]:
         """For how long each member was not heard; nobody for longer than since ``since``."""
-        now = time.monotonic()
+        now = self._clock()
         return {
             node: now - max(self._heard.get(node, 0.0), since) for node in self._state().members
         }
 
     @property
     def active_requests(self) -> int:
-        """Requests under way anywhere, as last reported."""
-        others = (
-            int(report.get("active_requests", 0))
-            for node, report in self.newest.items()
-            if node != self._me
-        )
-        return self._active_requests() + sum(others)
+        """Requests under way on any live member, as last reported."""
+        total = self._active_requests()
+        for member in self._state().live:
+            if member.node_id != self._me and member.node_id in self.newest:
+                total += int(self.newest[member.node_id]["active_requests"])
+        return total
