@@ -7,7 +7,7 @@ from typing import Final
 from butterfly.node.consensus import Consensus
 from butterfly.node.local import Local
 from butterfly.node.replica import Replica
-from butterfly_cluster.commands import RemoveMember
+from butterfly_cluster.commands import Command, RemoveMember
 from butterfly_cluster.node_duties import node_duty
 from butterfly_core.errors import ButterflyError
 from butterfly_core.ids import NodeId
@@ -18,20 +18,61 @@ _LOOK_SECONDS: Final = 0.5
 _PROPOSE_SECONDS: Final = 3.0
 _PAUSE_SECONDS: Final = 0.2
 _LEAVE_SECONDS: Final = 3.0
+SAME_AGAIN_FIRST_SECONDS: Final = 0.5
+SAME_AGAIN_MAX_SECONDS: Final = 5.0
 
 
 async def tell_the_cluster(consensus: Consensus, replica: Replica, local: Local) -> None:
-    """For ever: the first duty of ``node_duty`` is proposed; a lost proposal is made again."""
+    """For ever: the first duty of ``node_duty`` is proposed; a lost proposal is made again.
+
+    A command that was committed and changed nothing comes back at once; it waits longer and
+    longer, so that a disagreement about the state does not fill the log.
+    """
+    committed: Command | None = None
+    pause = SAME_AGAIN_FIRST_SECONDS
     while True:
-        command = None if local.draining else node_duty(replica.state, local.facts)
-        if command is None or not consensus.joined:
+        command = _duty(consensus, replica, local)
+        if command is None:
+            committed = None
             await local.changed.wait(_LOOK_SECONDS)
             continue
-        try:
-            await consensus.propose(command, timeout_seconds=_PROPOSE_SECONDS)
-        except ButterflyError as error:
-            log.info("%s is not committed, will try again: %s", command.kind, error)
-            await asyncio.sleep(_PAUSE_SECONDS)
+        if command != committed:
+            pause = SAME_AGAIN_FIRST_SECONDS
+        else:
+            deadline = asyncio.get_running_loop().time() + pause
+            if not await _stays(command, consensus, replica, local, deadline):
+                continue
+            log.warning("%s was committed and changed nothing; proposing it again", command.kind)
+            pause = min(2 * pause, SAME_AGAIN_MAX_SECONDS)
+        committed = command if await _propose(consensus, command) else None
+
+
+def _duty(consensus: Consensus, replica: Replica, local: Local) -> Command | None:
+    if local.draining or not consensus.joined:
+        return None
+    return node_duty(replica.state, local.facts)
+
+
+async def _stays(
+    command: Command, consensus: Consensus, replica: Replica, local: Local, deadline: float
+) -> bool:
+    """True when this is the duty until then, on the loop's clock; False as soon as it is not."""
+    while _duty(consensus, replica, local) == command:
+        left = deadline - asyncio.get_running_loop().time()
+        if left <= 0:
+            return True
+        await local.changed.wait(left)
+    return False
+
+
+async def _propose(consensus: Consensus, command: Command) -> bool:
+    try:
+        await consensus.propose(command, timeout_seconds=_PROPOSE_SECONDS)
+    except ButterflyError as error:
+        log.info("%s is not committed, will try again: %s", command.kind, error)
+        await asyncio.sleep(_PAUSE_SECONDS)
+        return False
+    return True
 
 
 async def leave_cluster(consensus: Consensus, replica: Replica, me: NodeId) -> None:
@@ -40,6 +81,9 @@ async def leave_cluster(consensus: Consensus, replica: Replica, me: NodeId) -> N
         return
     try:
         await consensus.hand_over()
+    except ButterflyError as error:
+        log.info("nobody takes over the lead yet: %s", error)
+    try:
         command = RemoveMember(me, "it was asked to leave")
         await consensus.propose(command, timeout_seconds=_LEAVE_SECONDS)
     except ButterflyError as error:
