@@ -1,13 +1,16 @@
 """The model as this node reads it from its source: headers and small files, never weights.
 
-Reading blocks, so it runs in a thread. A source that fails is asked again; what is wrong with
-it is kept for the status page.
+Reading blocks, so it runs in a thread, which nobody waits for at the end. A source that fails is
+asked again; what is wrong with it is kept for the status page.
 """
 
 import asyncio
 import logging
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from pathlib import Path
+from typing import TypeVar
 
 from butterfly.channel import ModelSource
 from butterfly.config import ModelSection
@@ -26,6 +29,25 @@ log = logging.getLogger(__name__)
 PROBLEM_CODE = "model_source"
 _RETRY_FIRST_SECONDS = 1.0
 _RETRY_MAX_SECONDS = 10.0
+
+T = TypeVar("T")
+
+
+async def in_daemon_thread(function: Callable[[], T]) -> T:
+    """``asyncio.to_thread`` for what may hang: a cancelled call holds up neither loop nor exit."""
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()  # from here on only the waiting can be cancelled
+
+    def call() -> None:
+        try:
+            result = function()
+        except Exception as error:  # noqa: BLE001 - it is raised where the result is awaited
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    threading.Thread(target=call, name="reading the model", daemon=True).start()
+    return await asyncio.wrap_future(future)
 
 
 class ModelReader:
@@ -87,7 +109,7 @@ class ModelReader:
 
     async def _take(self) -> bool:
         try:
-            checkpoint, described, text = await asyncio.to_thread(self._read)
+            checkpoint, described, text = await in_daemon_thread(self._read)
         except (ButterflyError, OSError) as error:
             message = f"{self._section.source_path}: {error}"
             file = getattr(error, "object_name", None)
