@@ -1,7 +1,10 @@
 """Reads the node's state into its metrics whenever somebody asks for them."""
 
+import asyncio
+import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from butterfly.node.engine import Engine
 from butterfly.node.local import Local
@@ -10,10 +13,15 @@ from butterfly.node.status import Surroundings
 from butterfly_cluster.lifecycle import NodeState
 from butterfly_telemetry import metric_table as table
 from butterfly_telemetry.metrics import Metrics
+from butterfly_weights.cache_files import entries_in
+
+log = logging.getLogger(__name__)
+
+_CACHE_LOOK_SECONDS: Final = 10.0
 
 
 class Gauges:
-    """``read`` before each rendering."""
+    """``read`` before each rendering; ``watch`` beside it, for what takes long to find out."""
 
     def __init__(
         self,
@@ -30,6 +38,16 @@ class Gauges:
         self._engine = engine
         self._surroundings = surroundings
         self._cache = cache
+        self._cache_bytes = 0
+
+    async def watch(self) -> None:
+        """Add up the cache's files now and then, for ever; a walk that fails is no news."""
+        while self._cache is not None:
+            try:
+                self._cache_bytes = await asyncio.to_thread(_held_bytes, self._cache)
+            except OSError as error:
+                log.debug("the cache was not measured: %s", error)
+            await asyncio.sleep(_CACHE_LOOK_SECONDS)
 
     def read(self) -> None:
         self._read_node()
@@ -72,9 +90,8 @@ class Gauges:
         metrics.set(table.REQUESTS_WAITING, told.get("requests_waiting", 0))
         metrics.set(table.KV_BLOCKS, blocks)
         metrics.set(table.KV_BLOCKS_USED, blocks - told.get("kv_blocks_free", 0))
-        held = sum(f.stat().st_size for f in _files(self._cache)) if self._cache else 0
-        metrics.set(table.CACHE_BYTES, held)
+        metrics.set(table.CACHE_BYTES, self._cache_bytes)
 
 
-def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+def _held_bytes(cache: Path) -> int:
+    return sum(entry.nbytes for entry in entries_in(cache))

@@ -1,0 +1,103 @@
+import asyncio
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from butterfly.node import gauges
+from butterfly.node.gauges import Gauges
+from butterfly.node.local import Local
+from butterfly.node.replica import Replica
+from butterfly_cluster.node_duties import Facts
+from butterfly_telemetry.metric_table import CACHE_BYTES, CLUSTER_SIZE, OPERATIONAL_NODES
+from butterfly_telemetry.metrics import Metrics
+from butterfly_weights.cache_files import write_tensor
+from tests.support.clusters import active, node, registered
+
+AROUND = SimpleNamespace(
+    me=node(1),
+    coordinator=node(1),
+    term=3,
+    commit_index=9,
+    leader_changes=1,
+    reports={node(1): {"state": "OPERATIONAL"}},
+)
+
+
+class World:
+    """Gauges over a cluster of two and a cache."""
+
+    def __init__(self, cache: Path | None) -> None:
+        self.metrics, local = Metrics(), Local(Facts(registered(1)))
+        replica = Replica(local.changed)
+        replica.restore_state(active(2))
+        engine = SimpleNamespace(deaths_total=2)
+        self.gauges = Gauges(
+            self.metrics,
+            local,
+            replica,
+            engine,  # type: ignore[arg-type] # the one number that is read
+            lambda: AROUND,  # type: ignore[arg-type,return-value] # what is read of it
+            cache,
+        )
+        self.metrics.before_render(self.gauges.read)
+
+    def shown(self, name: str) -> float | None:
+        self.metrics.render()
+        return self.metrics.registry.get_sample_value(name)
+
+    async def look(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Let it walk through the cache once, to the end."""
+        pausing = asyncio.Event()
+
+        async def pause(_: float) -> None:
+            pausing.set()
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(asyncio, "sleep", pause)
+        watching = asyncio.create_task(self.gauges.watch())
+        await pausing.wait()
+        watching.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await watching
+
+
+def test_without_a_cache_nothing_is_held_and_all_else_is_shown() -> None:
+    world = World(None)
+
+    assert world.shown(CACHE_BYTES.name) == 0
+    assert (world.shown(CLUSTER_SIZE.name), world.shown(OPERATIONAL_NODES.name)) == (2, 1)
+
+
+async def test_the_caches_files_are_added_up_beside_the_rendering(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path)
+    for number in range(3):
+        write_tensor(tmp_path, bytes([number]) * 32, memoryview(b"x" * 100))
+    assert world.shown(CACHE_BYTES.name) == 0
+
+    await world.look(monkeypatch)
+    assert world.shown(CACHE_BYTES.name) == 300
+
+    shutil.rmtree(tmp_path)
+    assert world.shown(CACHE_BYTES.name) == 300
+    await world.look(monkeypatch)
+    assert world.shown(CACHE_BYTES.name) == 0
+
+
+async def test_a_walk_that_fails_leaves_the_last_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_: Path) -> None:
+        raise FileNotFoundError("renamed meanwhile")
+
+    world = World(tmp_path)
+    write_tensor(tmp_path, bytes(32), memoryview(b"x" * 100))
+    await world.look(monkeypatch)
+
+    monkeypatch.setattr(gauges, "entries_in", fails)
+    await world.look(monkeypatch)
+
+    assert world.shown(CACHE_BYTES.name) == 100
