@@ -45,7 +45,7 @@ class Face:
         self._surroundings = surroundings
         self._cache = cache
         metrics = Metrics()
-        gauges = Gauges(metrics, local, replica, engine, surroundings, cache)
+        self._gauges = gauges = Gauges(metrics, local, replica, engine, surroundings, cache)
         metrics.before_render(gauges.read)
         self._lag = LoopLagSampler(lambda lag: metrics.observe(LOOP_LAG, lag))
         limits = ApiLimits(context_tokens_max=config.engine.kv_cache_tokens)
@@ -76,8 +76,10 @@ class Face:
         log.info("HTTP on http://%s (/status, /v1)", address)
 
     async def watch(self) -> None:
-        """Sample the event loop's lag for ever."""
-        await self._lag.run()
+        """Sample the event loop's lag and the cache's size for ever."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._lag.run())
+            tasks.create_task(self._gauges.watch())
 
     async def drain(self, grace_seconds: float) -> None:
         """Refuse new requests and let open answers end."""
