@@ -18,6 +18,9 @@ UNLIMITED = 1 << 200
 
 _ROUNDING = 1e-12
 
+Stages = tuple[tuple[int, LayerRange], ...]
+"""(index of the node, its layers), in the order of the pipeline."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limit:
@@ -120,9 +123,7 @@ def bytes_in(seconds: float, seconds_per_byte: float) -> int:
     return int(seconds / seconds_per_byte * (1.0 + _ROUNDING))
 
 
-def fill(
-    table: LayerTable, limits: Sequence[Limit], order: Sequence[int]
-) -> tuple[tuple[int, LayerRange], ...] | None:
+def fill(table: LayerTable, limits: Sequence[Limit], order: Sequence[int]) -> Stages | None:
     """Give each node in turn all it can take; None when layers are left over.
 
     For a fixed order this is exact: starting later never means reaching less far.

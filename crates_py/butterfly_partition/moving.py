@@ -4,8 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from butterfly_core.layers import LayerRange
-from butterfly_partition.balance import Stages
-from butterfly_partition.budget import LayerTable, Limit
+from butterfly_partition.budget import LayerTable, Limit, Stages
 from butterfly_partition.ordering import Order
 
 INSERTIONS_MAX = 24

@@ -13,13 +13,20 @@ from butterfly_core.ids import NodeId, short
 from butterfly_core.layers import LayerRange
 from butterfly_core.model import ModelSpec
 from butterfly_partition import balance
-from butterfly_partition.balance import Stages
-from butterfly_partition.budget import LayerTable, Limit, layer_table, seconds_per_byte, stage_of
+from butterfly_partition.budget import (
+    LayerTable,
+    Limit,
+    Stages,
+    layer_table,
+    seconds_per_byte,
+    stage_of,
+)
 from butterfly_partition.explain import explain
 from butterfly_partition.links import shortest_path
 from butterfly_partition.moving import as_held, insertions, moved_bytes
 from butterfly_partition.ordering import Order
 from butterfly_partition.planned import Demand, Machine, Plan
+from butterfly_partition.spreading import in_order, with_everybody
 
 Links = Mapping[tuple[NodeId, NodeId], float]
 """Measured seconds of one hop, by (from, to)."""
@@ -40,8 +47,11 @@ def plan(
     either, nodes keep their places (with ``held`` also their layers, and newcomers stand where
     the fewest bytes move) while that costs the slowest stage 5 % at most. ``links`` are measured
     hop times; without the former two, the middle of the pipeline is ordered by them (an
-    unmeasured hop counts as the slowest). A machine may get no layers. Deterministic in all
-    arguments, whatever the order of ``machines``.
+    unmeasured hop counts as the slowest). Deterministic in all arguments, whatever the order of
+    ``machines``.
+
+    For throughput every machine gets layers, except where there are fewer layers than machines,
+    none fits, or one alone would be the slowest stage. For latency few do.
     """
     _check_question(spec, machines)
     machines = sorted(machines, key=lambda machine: machine.node_id)
@@ -65,6 +75,13 @@ def plan(
             stages = settle.in_one_of([preferred])
         elif links:
             stages = settle.in_one_of([_by_links(ids, links, stages)])
+        wide = with_everybody(table, limits, paces, stages, preferred)
+        if wide != stages and not held:
+            wide = in_order(table, limits, paces, wide, preferred) or wide
+            if links and not order_hint:
+                road = _by_links(ids, links, wide)
+                wide = in_order(table, limits, paces, wide, road) or wide
+        stages = wide
     return Plan(
         tuple(stage_of(spec, machines[index], layers, demand) for index, layers in stages),
         demand.kv_tokens,
