@@ -1,7 +1,8 @@
 """The first stage of a pipeline at work: it owns the requests and starts every step.
 
-Two threads: one asks the scheduler for a step and computes it, one takes the tokens that come
-back. They meet in the scheduler, under one lock that is never held while anything computes.
+Three threads: one asks the scheduler for a step and computes it, one takes the tokens that come
+back, one watches that steps come back at all. They meet in the scheduler, under one lock that is
+never held while anything computes.
 """
 
 import threading
@@ -22,8 +23,11 @@ from butterfly_engine.link import Link
 from butterfly_engine.meters import Meters
 from butterfly_engine.outbox import Outbox
 from butterfly_engine.scheduler import Scheduler
+from butterfly_engine.step_watch import StepWatch
 from butterfly_engine.workers import JOIN_SECONDS, Worker, join_all
 
+STEP_SECONDS_MAX = 60.0
+_WATCH_SECONDS_MAX = 5.0
 _WARM_UP_TOKENS = 2
 
 
@@ -44,7 +48,10 @@ class Head:
         from_last: Link | None,
         on_tokens: Callable[[list[TokensEmitted]], None],
         on_lost: Callable[[Exception], None],
+        *,
+        step_seconds_max: float = STEP_SECONDS_MAX,
     ) -> None:
+        """With a step under way and none back for ``step_seconds_max`` the pipeline is lost."""
         if (to_next is None) != stage.is_last or (from_last is None) != stage.is_last:
             raise InvalidValue("a head has both links, or holds the last layer and has none")
         self.epoch = epoch
@@ -57,9 +64,14 @@ class Head:
         self._changed = threading.Condition()
         self._ended: str | None = None
         self._meters = Meters()
+        self._watch = StepWatch(step_seconds_max)
+        self._over = threading.Event()
         self._warm_ups: dict[str, threading.Event] = {}
         self._warm_up_errors: list[str] = []
-        self._workers = [Worker(f"head {epoch}", self._drive, self._lose)]
+        self._workers = [
+            Worker(f"head {epoch}", self._drive, self._lose),
+            Worker(f"watch {epoch}", self._look_for_stuck_steps, self._lose),
+        ]
         if from_last is not None:
             listen = partial(self._listen, from_last)
             self._workers.append(Worker(f"answers {epoch}", listen, self._lose))
@@ -135,6 +147,7 @@ class Head:
             while self._ended is None:
                 batch = self._scheduler.schedule(self.epoch)
                 if batch is not None:
+                    self._watch.begun(batch.step_id, time.monotonic())
                     return batch
                 self._changed.wait()
             return None
@@ -146,10 +159,19 @@ class Head:
             if is_current(message.epoch, self.epoch, self._meters):
                 self._commit(message.step_id, message.token_ids)
 
+    def _look_for_stuck_steps(self) -> None:
+        pause = min(_WATCH_SECONDS_MAX, self._watch.seconds_max / 4)
+        while not self._over.wait(pause):
+            with self._changed:
+                stuck = self._watch.stuck(time.monotonic())
+            if stuck is not None:
+                raise EngineLost(stuck)
+
     def _commit(self, step_id: int, token_ids: tuple[int, ...]) -> None:
         with self._changed:
             if self._ended is None:
                 self._outbox.add(self._scheduler.commit(step_id, token_ids))
+                self._watch.ended(step_id, time.monotonic())
                 self._changed.notify()
         self._outbox.deliver()
 
@@ -176,6 +198,7 @@ class Head:
             self._ended = reason
             self._outbox.add(self._scheduler.abort(reason))
             self._changed.notify_all()
+        self._over.set()
         for link in self._links:
             link.close()
         self._outbox.deliver()

@@ -13,7 +13,7 @@ from butterfly_engine.link import MemoryLink
 from butterfly_engine.params import SchedulerLimits
 from butterfly_engine.pipeline import Follower, Head
 from butterfly_engine.scheduler import Scheduler
-from tests.support.engine_pipelines import Pipeline
+from tests.support.engine_pipelines import Answers, Pipeline
 
 PROMPT = list(range(40, 60))
 LONG = 400
@@ -89,6 +89,64 @@ def test_a_pipeline_that_breaks_fails_its_warm_up_at_once() -> None:
     stages = [FailingStage(is_last=True, fails_at=1)]
     with Pipeline(stages, limits(stages)) as pipeline, pytest.raises(EngineLost, match="lost"):
         pipeline.head.warm_up(SECONDS)
+
+
+class HeadOnly:
+    """A head with a short limit; the stages behind it are the test's."""
+
+    def __init__(self, stage: FailingStage, links: Sequence[MemoryLink]) -> None:
+        self.answers = Answers()
+        self.lost: list[Exception] = []
+        to_next, from_last = links or (None, None)
+        scheduler = Scheduler(limits([stage, *links]))
+        self.head = Head(
+            stage,
+            scheduler,
+            1,
+            to_next,
+            from_last,
+            self.answers.take,
+            self.lost.append,
+            step_seconds_max=0.2,
+        )
+        self.head.start()
+        self.head.submit(GenerationRequest("a", tuple(PROMPT), LONG))
+
+
+def test_a_stage_that_hangs_behind_the_head_is_a_lost_pipeline() -> None:
+    hung = FailingStage(is_last=True, hangs=True)
+    links = MemoryLink(), MemoryLink()
+    follower = Follower(hung, 1, *links, True, lambda _: None)
+    follower.start()
+    own = HeadOnly(FailingStage(is_last=False), links)
+
+    assert own.answers.wait_end("a") is FinishReason.ERROR
+    assert "under way" in str(own.answers.ends("a")[0].error)
+    assert own.head.close(SECONDS)
+    assert [type(error) for error in own.lost] == [EngineLost]
+    hung.release.set()
+    assert follower.close(SECONDS)
+
+
+def test_a_head_whose_own_device_hangs_ends_its_requests() -> None:
+    hung = FailingStage(is_last=True, hangs=True)
+    own = HeadOnly(hung, ())
+
+    assert own.answers.wait_end("a") is FinishReason.ERROR
+    assert not own.head.close(0.05)
+    hung.release.set()
+    assert own.head.close(SECONDS)
+    assert [type(error) for error in own.lost] == [EngineLost]
+
+
+def test_a_head_without_requests_is_not_stuck() -> None:
+    own = HeadOnly(FailingStage(is_last=True), ())
+    assert own.answers.wait_end("a") is FinishReason.LENGTH
+
+    threading.Event().wait(0.5)
+
+    assert own.lost == []
+    assert own.head.close(SECONDS)
 
 
 class Ends:
