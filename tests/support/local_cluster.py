@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,16 @@ from typing import Any
 from tests.support.s3 import free_port
 
 START_SECONDS = 180.0
+ENGINE_END_SECONDS = 10.0
 _LOG_LINES = 40
 
 
 class NotInTime(AssertionError):
     """What was waited for did not come; carries the nodes' last words."""
+
+
+class LeftBehind(AssertionError):
+    """A process runs on whose node is gone."""
 
 
 @dataclass
@@ -39,6 +44,7 @@ class LocalNode:
     settings: dict[str, dict[str, Any]]
     environment: Mapping[str, str]
     process: subprocess.Popen[bytes] | None = None
+    asked_to_end: bool = False
 
     @property
     def peer(self) -> str:
@@ -63,6 +69,7 @@ class LocalNode:
 
     def start(self) -> None:
         self.config_path.write_text(to_toml(self.settings))
+        self.asked_to_end = False
         command = [sys.executable, "-m", "butterfly.node.main", "--config", str(self.config_path)]
         with (self.folder / f"{self.name}.log").open("ab") as sink:
             self.process = subprocess.Popen(
@@ -76,18 +83,34 @@ class LocalNode:
     def kill(self) -> None:
         """SIGKILL, as a power cut would."""
         assert self.process is not None
+        self.asked_to_end = True
         self.process.kill()
         self.process.wait()
 
     def stop(self, timeout_seconds: float = 60.0) -> int:
         """SIGTERM, and wait; the exit code."""
         assert self.process is not None
+        self.asked_to_end = True
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout_seconds)
 
     @property
     def is_running(self) -> bool:
         return self.process is not None and self.process.poll() is None
+
+    @property
+    def ended_unasked(self) -> bool:
+        """True when it was started, and ended without ``kill`` or ``stop``."""
+        return self.process is not None and not self.is_running and not self.asked_to_end
+
+    def engines(self) -> list[int]:
+        """Engine processes of this node, also those that outlived it: they write its log."""
+        log = str(self.data_dir.resolve() / "engine.")
+        return [
+            int(process.name)
+            for process in Path("/proc").glob("[0-9]*")
+            if _is_engine(process, log)
+        ]
 
     def engine_pid(self) -> int:
         """The process id of this node's engine."""
@@ -145,9 +168,19 @@ class LocalCluster:
         *,
         timeout_seconds: float = START_SECONDS,
     ) -> None:
-        """Look until it is so. Raises NotInTime with every node's status and log."""
+        """Look until it is so. Raises NotInTime with every node's status and log.
+
+        It does not wait on when a node ended that should run.
+        """
         deadline = time.monotonic() + timeout_seconds
         while not reached():
+            ended = [
+                f"{node.name} (exit code {node.process.returncode})"
+                for node in self.nodes
+                if node.process is not None and node.ended_unasked
+            ]
+            if ended:
+                raise NotInTime(f"{what} did not come: {ended} ended\n{self.story()}")
             if time.monotonic() > deadline:
                 raise NotInTime(f"{what} did not come in {timeout_seconds:.0f} s\n{self.story()}")
             time.sleep(0.1)
@@ -196,6 +229,7 @@ class LocalCluster:
         return "\n".join(told)
 
     def stop(self) -> None:
+        """Kill what runs. Raises LeftBehind when an engine outlives its node."""
         running = [node for node in self.nodes if node.is_running]
         for node in running:
             assert node.process is not None
@@ -203,6 +237,14 @@ class LocalCluster:
         for node in running:
             assert node.process is not None
             node.process.wait()
+        deadline = time.monotonic() + ENGINE_END_SECONDS
+        while left := {node.name: pids for node in self.nodes if (pids := node.engines())}:
+            if time.monotonic() > deadline:
+                for pid in (pid for pids in left.values() for pid in pids):
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+                raise LeftBehind(f"engine processes outlived their nodes: {left}")
+            time.sleep(0.05)
 
 
 @contextmanager
@@ -261,6 +303,16 @@ def to_toml(settings: Mapping[str, Mapping[str, Any]]) -> str:
         lines.append(f"[{section}]")
         lines += [f"{key} = {json.dumps(value)}" for key, value in keys.items()]
     return "\n".join(lines) + "\n"
+
+
+def _is_engine(process: Path, log: str) -> bool:
+    """By /proc: what it was started as, and that its errors go to this log (also a renamed one)."""
+    try:
+        if b"butterfly.engine_host" not in (process / "cmdline").read_bytes():
+            return False
+        return str((process / "fd" / "2").readlink()).startswith(log)
+    except OSError:
+        return False  # it ended meanwhile, is a zombie, or is somebody else's
 
 
 def _die_with_the_test() -> None:
