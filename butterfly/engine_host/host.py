@@ -1,8 +1,8 @@
 """The engine process's one object: takes the node's messages and keeps what they ask for.
 
-One epoch at a time. Messages come in on one thread; a load runs on a second, the pipeline on
-threads of its own; whatever they tell the node goes out under one lock. A message about an
-older epoch changes nothing.
+One epoch at a time. Messages come in on one thread, which waits for nothing; loads and what ends
+them run one after the other on threads of their own, and so does the pipeline; whatever they tell
+the node goes out under one lock. A message about an older epoch changes nothing.
 """
 
 import logging
@@ -36,6 +36,7 @@ from butterfly.engine_host.pipeline import Pipeline, build_stage, warm_up
 from butterfly.handover import decode_checkpoint
 from butterfly_core.errors import ButterflyError, EngineLost, NotServing
 from butterfly_core.generation import FinishReason, TokensEmitted
+from butterfly_engine.stage import Stage
 from butterfly_weights.loader import LoadResult
 from butterfly_weights.progress import LoadProgress
 from butterfly_wire.datalink import DataLink
@@ -43,6 +44,8 @@ from butterfly_wire.datalink import DataLink
 log = logging.getLogger(__name__)
 
 STATISTICS_SECONDS = 1.0
+STOP_SECONDS = 30.0
+_CLOSE_SECONDS = 1.0
 
 
 class Host:
@@ -57,14 +60,18 @@ class Host:
         self._weights = Weights()
         self._epoch = 0
         self._cancelled = threading.Event()
-        self._loading: threading.Thread | None = None
+        self._working: threading.Thread | None = None
         self._pipeline: Pipeline | None = None
         self._early_links: list[tuple[Link, DataLink]] = []
         self._closing = threading.Event()
 
     def send(self, message: FromEngine) -> None:
-        with self._sending:
-            self._channel.send(message)
+        """Tell the node. Without a node this does nothing: the receiving thread ends then."""
+        try:
+            with self._sending:
+                self._channel.send(message)
+        except OSError as error:
+            log.info("the node is gone: %s", error)
 
     def run(self) -> None:
         """Until the node closes the channel: raises EngineLost then."""
@@ -74,9 +81,13 @@ class Host:
             self._take(message, connected)
 
     def close(self) -> None:
+        """End what runs, and let the cache write what it holds unless a load still uses it."""
         self._closing.set()
         self._stop()
-        self._weights.close()
+        if self._working is not None:
+            self._working.join(_CLOSE_SECONDS)
+        if self._working is None or not self._working.is_alive():
+            self._weights.close()
 
     def _take(self, message: ToEngine, connected: socket | None) -> None:
         match message:
@@ -84,7 +95,7 @@ class Host:
                 self._begin(message)
             case Drop():
                 self._stop()
-                self._weights.drop()
+                self._then("drop", self._weights.drop)
             case Link():
                 assert connected is not None
                 self._connect(message, connected)
@@ -101,57 +112,93 @@ class Host:
     def _begin(self, order: Load) -> None:
         self._stop()
         self._epoch = order.epoch
-        self._cancelled = threading.Event()
-        cancelled = self._cancelled
-        self._loading = self._in_thread("load", lambda: self._load(order, cancelled))
+        cancelled = self._cancelled = threading.Event()
+        self._then("load", lambda: self._load(order, cancelled))
 
     def _stop(self) -> None:
-        """End the load and the pipeline of the present epoch."""
-        self._cancelled.set()
-        if self._loading is not None:
-            self._loading.join()
-            self._loading = None
+        """Let the load and the pipeline of the present epoch end; ``_then`` waits for them."""
         with self._lock:
+            self._cancelled.set()
             pipeline, self._pipeline = self._pipeline, None
             early, self._early_links = self._early_links, []
-        if pipeline is not None:
-            pipeline.close()
         for _, link in early:
             link.close()
+        if pipeline is not None:
+            self._then("stop", lambda: _retire(pipeline))
+
+    def _then(self, name: str, work: Callable[[], None]) -> None:
+        """Do the work on a thread of its own, as soon as what was begun before has ended.
+
+        If that does not end, a device or a source hangs, and only a new process helps: the
+        error ends this one.
+        """
+        before = self._working
+
+        def run() -> None:
+            if before is not None:
+                before.join(STOP_SECONDS)
+                if before.is_alive():
+                    raise EngineLost(f"'{before.name}' did not end within {STOP_SECONDS:.0f} s")
+            work()
+
+        self._working = self._in_thread(name, run)
 
     def _load(self, order: Load, cancelled: threading.Event) -> None:
-        def on_progress(progress: LoadProgress) -> None:
-            self.send(_progressed(order.epoch, "loading_weights", progress))
-
+        if cancelled.is_set():
+            return
         try:
-            outcome = self._weights.load(order, on_progress=on_progress, cancelled=cancelled.is_set)
-            self.send(_passed(order.epoch, "uploading", outcome))
-            config = decode_checkpoint(order.checkpoint).config
-            tensors = self._weights.as_torch()
-            stage = build_stage(order, config, tensors, self._settings, self._device)
-            self.send(_passed(order.epoch, "warmup", outcome))
-            warm_up(stage)
-            if cancelled.is_set():
-                return
-        except (ButterflyError, MemoryError, RuntimeError, OSError) as error:
+            outcome = self._weights.load(
+                order,
+                on_progress=lambda progress: self.send(_loading(order.epoch, progress)),
+                cancelled=cancelled.is_set,
+            )
+            stage = self._make_stage(order, outcome, cancelled)
+            pipeline = self._make_pipeline(order, stage) if stage is not None else None
+        except Exception as error:  # noqa: BLE001 - whatever it is, the node must hear of it
             if not cancelled.is_set():
                 self.send(_load_failed(order.epoch, error))
             return
-        pipeline = Pipeline(
+        if pipeline is not None and self._install(pipeline, cancelled):
+            digests = dict(self._weights.part_digests)
+            source, cache = outcome.bytes_from_source, outcome.bytes_from_cache
+            self.send(Loaded(order.epoch, digests, source, cache, outcome.healed, outcome.events))
+
+    def _make_stage(
+        self, order: Load, outcome: LoadResult, cancelled: threading.Event
+    ) -> Stage | None:
+        """The stage, run once; None when the order was cancelled meanwhile."""
+        if cancelled.is_set():
+            return None
+        self.send(_passed(order.epoch, "uploading", outcome))
+        config = decode_checkpoint(order.checkpoint).config
+        stage = build_stage(order, config, self._weights.as_torch(), self._settings, self._device)
+        if cancelled.is_set():
+            return None
+        self.send(_passed(order.epoch, "warmup", outcome))
+        warm_up(stage)
+        return stage
+
+    def _make_pipeline(self, order: Load, stage: Stage) -> Pipeline:
+        return Pipeline(
             order,
             stage,
             self._settings,
             on_tokens=lambda tokens: self.send(Emitted(order.epoch, tuple(tokens))),
             on_lost=lambda error: self.send(LinkLost(order.epoch, str(error))),
         )
+
+    def _install(self, pipeline: Pipeline, cancelled: threading.Event) -> bool:
+        """Make it the present one, with the links that came early; False when it is too late."""
         with self._lock:
-            self._pipeline = pipeline
-            early, self._early_links = self._early_links, []
+            late = cancelled.is_set()
+            if not late:
+                self._pipeline = pipeline
+            early, self._early_links = ([], self._early_links) if late else (self._early_links, [])
+        if late:
+            _retire(pipeline)
         for message, link in early:
             self._attach(message, link)
-        digests = dict(self._weights.part_digests)
-        source, cache = outcome.bytes_from_source, outcome.bytes_from_cache
-        self.send(Loaded(order.epoch, digests, source, cache, outcome.healed, outcome.events))
+        return not late
 
     def _connect(self, message: Link, connected: socket) -> None:
         link = link_of(message, connected)
@@ -193,14 +240,12 @@ class Host:
             self.send(Emitted(order.epoch, (refused,)))
 
     def _tell_statistics(self) -> None:
-        told: dict[str, int] = {}
+        """Every second, also when nothing has changed: it is the sign that this process lives."""
         while not self._closing.wait(STATISTICS_SECONDS):
             pipeline = self._pipeline
             values = pipeline.statistics() if pipeline is not None else {}
             whole = {name: int(value) for name, value in values.items() if value == int(value)}
-            if whole != told:
-                told = whole
-                self.send(Statistics(whole))
+            self.send(Statistics(whole))
 
     def _in_thread(self, name: str, work: Callable[[], None]) -> threading.Thread:
         thread = threading.Thread(target=work, name=name, daemon=True)
@@ -214,10 +259,16 @@ def _told(error: ButterflyError) -> str:
     return f"{'EngineLost' if over else type(error).__name__}: {error}"
 
 
-def _progressed(epoch: int, phase: str, progress: LoadProgress) -> Progressed:
+def _retire(pipeline: Pipeline) -> None:
+    """Raises EngineLost when a step of it hangs: its memory is not free then."""
+    if not pipeline.close(STOP_SECONDS / 2):
+        raise EngineLost(f"a step of epoch {pipeline.epoch} hangs in its device")
+
+
+def _loading(epoch: int, progress: LoadProgress) -> Progressed:
     return Progressed(
         epoch,
-        phase,
+        "loading_weights",
         progress.bytes_done,
         progress.bytes_total,
         progress.bytes_from_source,
@@ -232,11 +283,12 @@ def _passed(epoch: int, phase: str, result: LoadResult) -> Progressed:
     return Progressed(epoch, phase, total, total, source, cache)
 
 
-def _load_failed(epoch: int, error: BaseException) -> LoadFailed:
-    log.error("the load of epoch %d failed: %s", epoch, error)
+def _load_failed(epoch: int, error: Exception) -> LoadFailed:
+    foreseen = isinstance(error, ButterflyError) and str(error)
+    log.error("the load of epoch %d failed: %s", epoch, error, exc_info=not foreseen)
     return LoadFailed(
         epoch,
-        str(error) or type(error).__name__,
+        str(error) if foreseen else f"{type(error).__name__}: {error}",
         type(error).__name__,
         file=getattr(error, "object_name", None),
         tensor=getattr(error, "tensor", None) or None,

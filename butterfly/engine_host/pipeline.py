@@ -82,13 +82,17 @@ class Pipeline:
         self._start_when_complete()
 
     def attach(self, direction: Direction, link: Link) -> None:
-        """Take a link to the next stage (out) or from the previous one (in)."""
+        """Take a link to the next stage (out) or from the previous one (in).
+
+        A second one comes when opening the first was tried again, so the newer one counts.
+        """
         with self._complete:
-            before = self._links.get(direction)
-            if self._closed or before is not None:
-                link.close()
-                return
-            self._links[direction] = link
+            late = self._closed or self._running is not None
+            unwanted = link if late else self._links.get(direction)
+            if not late:
+                self._links[direction] = link
+        if unwanted is not None:
+            unwanted.close()
         self._start_when_complete()
 
     def _start_when_complete(self) -> None:
@@ -162,13 +166,13 @@ class Pipeline:
     def statistics(self) -> Mapping[str, float]:
         return self._running.statistics() if self._running is not None else {}
 
-    def close(self) -> None:
-        """Close the links and end the threads."""
+    def close(self, timeout_seconds: float) -> bool:
+        """Close the links and end the threads; False when one hangs."""
         with self._complete:
             self._closed = True
             running, links = self._running, list(self._links.values())
             self._complete.notify_all()
-        if running is not None:
-            running.close()
+        ended = running is None or running.close(timeout_seconds)
         for link in links:
             link.close()
+        return ended

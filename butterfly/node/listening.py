@@ -16,7 +16,8 @@ from butterfly.channel import (
     WarmedUp,
 )
 from butterfly.node.effects import Effects
-from butterfly.node.local import Local
+from butterfly.node.engine import Death
+from butterfly.node.local import Local, Problem
 from butterfly.node.serving import HeadDesk
 from butterfly_cluster.commands import ReportBroken
 from butterfly_cluster.lifecycle import EngineDied, Event, NodeState, Phase
@@ -49,6 +50,7 @@ class EngineEars:
             case Hello(engine=engine, capacity=capacity):
                 offered = int(capacity.memory_free_bytes * self._capacity_share)
                 offer = replace(capacity, memory_free_bytes=offered)
+                self._local.solved("engine")
                 self._local.set_facts(engine=engine, capacity=offer)
             case Progressed():
                 self._note_progress(message)
@@ -72,10 +74,18 @@ class EngineEars:
         local.progress = message
         local.enter(Phase(message.phase))
 
-    def mourn(self, reason: str) -> None:
+    def mourn(self, death: Death) -> None:
         """The engine process ended: what it held is gone."""
-        self._desk.lose_all(f"the engine process ended: {reason}")
-        self._local.set_facts(
+        local = self._local
+        self._desk.lose_all(f"the engine process ended: {death.reason}")
+        local.report(Problem("engine", _obituary(self._me, death)))
+        local.engine_statistics = {}
+        local.set_facts(
             engine=None, capacity=None, loaded_epoch=0, loaded_digests=None, failure=None
         )
-        self._post(EngineDied(reason))
+        self._post(EngineDied(death.reason))
+
+
+def _obituary(me: NodeId, death: Death) -> str:
+    told = f"node {short(me)}: the engine process ended ({death.reason}) and is started again"
+    return f"{told}; its log ends with: {death.log_tail}" if death.log_tail else told

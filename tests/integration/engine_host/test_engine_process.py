@@ -32,7 +32,7 @@ from butterfly.channel import (
     WarmUp,
 )
 from butterfly.handover import encode_checkpoint
-from butterfly.node.engine import Engine
+from butterfly.node.engine import Death, Engine
 from butterfly_core.errors import EngineLost
 from butterfly_core.generation import FinishReason, GenerationRequest, SamplingParams
 from butterfly_weights.checkpoint import read_checkpoint
@@ -49,7 +49,13 @@ class Driver:
     """Keeps everything the engine said; waits for one kind of message."""
 
     heard: list[FromEngine] = field(default_factory=list)
-    deaths: list[str] = field(default_factory=list)
+    deaths: list[Death] = field(default_factory=list)
+
+    async def death(self, *, count: int = 1) -> Death:
+        async with asyncio.timeout(120):
+            while len(self.deaths) < count:
+                await asyncio.sleep(0.02)
+        return self.deaths[count - 1]
 
     async def until(self, kind: type[M], *, count: int = 1) -> M:
         async with asyncio.timeout(120):
@@ -78,17 +84,25 @@ class Driver:
 
 
 @asynccontextmanager
-async def running(folder: Path) -> AsyncIterator[tuple[Engine, Driver]]:
+async def running(
+    folder: Path,
+    settings: EngineSettings = SETTINGS,
+    *,
+    silent_seconds: float = 30.0,
+    starts: bool = True,
+) -> AsyncIterator[tuple[Engine, Driver]]:
     driver = Driver()
     engine = Engine(
-        SETTINGS,
+        settings,
         log_path=folder / "engine.log",
         on_message=driver.heard.append,
         on_death=driver.deaths.append,
+        silent_seconds=silent_seconds,
     )
     task = asyncio.create_task(engine.run())
     try:
-        await driver.until(Hello)
+        if starts:
+            await driver.until(Hello)
         yield engine, driver
     finally:
         task.cancel()
@@ -135,7 +149,9 @@ async def test_an_engine_loads_proves_warms_up_and_answers(tmp_path: Path) -> No
         assert loaded.bytes_from_source > 0
         assert first[0] == again[0]
         assert (len(first[0]), first[1]) == (6, FinishReason.LENGTH)
-        assert (await driver.until(Statistics)).values["kv_blocks_total"] == 32
+        spoken = sum(isinstance(message, Statistics) for message in driver.heard)
+        newest = await driver.until(Statistics, count=spoken + 2)
+        assert newest.values["kv_blocks_total"] == 32
 
 
 async def test_what_is_held_is_kept_for_the_next_epoch_and_dropped_on_demand(
@@ -225,10 +241,7 @@ async def test_a_killed_engine_is_told_and_runs_again_only_when_asked(tmp_path: 
     async with running(tmp_path) as (engine, driver):
         assert engine.process_id is not None
         os.kill(engine.process_id, signal.SIGKILL)
-        async with asyncio.timeout(30):
-            while not driver.deaths:
-                await asyncio.sleep(0.02)
-        assert driver.deaths == ["killed by signal 9"]
+        assert (await driver.death()).reason == "killed by signal 9"
         with pytest.raises(EngineLost):
             await engine.send(Drop())
 
@@ -236,3 +249,92 @@ async def test_a_killed_engine_is_told_and_runs_again_only_when_asked(tmp_path: 
         again = await driver.until(Hello, count=2)
 
         assert again.engine != (await driver.until(Hello)).engine
+
+
+async def test_a_stopped_engine_is_killed_and_the_reason_told(tmp_path: Path) -> None:
+    async with running(tmp_path, silent_seconds=3.0) as (engine, driver):
+        assert engine.process_id is not None
+        process_id = engine.process_id
+        os.kill(process_id, signal.SIGSTOP)
+        death = await driver.death()
+
+        assert "nothing was heard of it for 3 s" in death.reason
+        with pytest.raises(ProcessLookupError):
+            os.kill(process_id, 0)
+
+
+async def test_an_idle_engine_shows_that_it_lives(tmp_path: Path) -> None:
+    async with running(tmp_path) as (_, driver):
+        assert (await driver.until(Statistics, count=2)).values == {}
+
+
+async def test_an_engine_that_cannot_start_says_why(tmp_path: Path) -> None:
+    async with running(tmp_path, replace(SETTINGS, device="no such device"), starts=False) as (
+        _,
+        driver,
+    ):
+        death = await driver.death()
+
+    assert death.reason == "exit code 1"
+    assert "no such device" in death.log_tail
+    assert len(death.log_tail) <= 500
+
+
+async def test_a_process_that_cannot_be_made_is_a_death_and_not_the_nodes_end(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "missing"
+    async with running(folder, starts=False) as (engine, driver):
+        first = await driver.death()
+        folder.mkdir()
+        engine.restart()
+        await driver.until(Hello)
+
+    assert first.reason.startswith("it cannot be started: ")
+    assert "engine.log" in first.reason
+    assert first.log_tail == ""
+
+
+async def test_a_cancelled_send_leaves_whole_messages(tmp_path: Path) -> None:
+    async with running(tmp_path) as (engine, driver):
+        await engine.send(order(tmp_path))
+        await driver.until(Loaded)
+        assert engine.process_id is not None
+        os.kill(engine.process_id, signal.SIGSTOP)
+        long = replace(REQUEST, prompt=(1 << 20,) * 100_000)
+        sends = [
+            asyncio.create_task(engine.send(Submit(1, replace(long, request_id=f"long {n}"))))
+            for n in range(100)
+        ]
+        await asyncio.sleep(0.2)
+        waiting = [send for send in sends if not send.done()]
+        for send in sends:
+            send.cancel()
+        await asyncio.gather(*sends, return_exceptions=True)
+        os.kill(engine.process_id, signal.SIGCONT)
+        await engine.send(Submit(1, REQUEST))
+        answer = await driver.answered("r")
+
+    assert waiting
+    assert answer[1] is FinishReason.LENGTH
+    assert driver.deaths == []
+
+
+async def test_ending_takes_less_than_what_a_stopped_engine_would(tmp_path: Path) -> None:
+    async with asyncio.timeout(60), running(tmp_path) as (engine, _):
+        assert engine.process_id is not None
+        process_id = engine.process_id
+        os.kill(process_id, signal.SIGSTOP)
+    with pytest.raises(ProcessLookupError):
+        os.kill(process_id, 0)
+
+
+async def test_any_error_of_a_load_is_told(tmp_path: Path) -> None:
+    async with running(tmp_path) as (engine, driver):
+        await engine.send(replace(order(tmp_path), checkpoint=b"no checkpoint"))
+        failed = await driver.until(LoadFailed)
+        await engine.send(order(tmp_path, epoch=2))
+        await driver.until(Loaded)
+
+    assert failed.epoch == 1
+    assert driver.deaths == []
