@@ -187,7 +187,7 @@ class LinkLost:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """The head's scheduler in numbers, about once a second while it serves."""
+    """The head's scheduler in numbers, every second, also when idle: a sign of life."""
 
     values: Mapping[str, int]
     kind: Literal["statistics"] = "statistics"

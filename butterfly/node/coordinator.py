@@ -78,6 +78,8 @@ class Coordinator:
         self._leading_since: float | None = None
         self._settled_since = 0.0
         self._signature: tuple[object, ...] = ()
+        self._gathered: tuple[NodeId, ...] = ()
+        self._gathered_since = 0.0
         self._considered: frozenset[str] = frozenset()
         self._considered_epoch = 0
         self._plan_not_before = 0.0
@@ -113,19 +115,25 @@ class Coordinator:
             return None
         now = self._clock()
         if self._leading_since is None:
-            self._leading_since = self._settled_since = self._silence_since = now
+            self._leading_since = self._settled_since = self._gathered_since = (
+                self._silence_since
+            ) = now
             log.info("this node is the coordinator now (term %d)", self._consensus.term)
         duty = coordinator_duty(self._replica.state, self._observe(now), self._policy)
         return None if isinstance(duty, MakePlan) and now < self._plan_not_before else duty
 
     def _observe(self, now: float) -> Observations:
         state = self._replica.state
+        gathered = tuple(member.node_id for member in state.live)
+        if gathered != self._gathered:
+            self._gathered, self._gathered_since = gathered, now
         signature = tuple((member.node_id, member.engine) for member in state.live)
         if signature != self._signature:
             self._signature, self._settled_since = signature, now
         return Observations(
             silent_seconds=self._reports.silent_seconds(self._silence_since),
             settled_seconds=now - self._settled_since,
+            gathered_seconds=now - self._gathered_since,
             voters=self._consensus.voters,
             me=self._me,
             active_requests=self._reports.active_requests,

@@ -101,7 +101,7 @@ class NodeProgram:
             engine_settings(config),
             log_path=data_dir.path / "engine.log",
             on_message=lambda message: self._ears.hear(message),
-            on_death=lambda reason: self._ears.mourn(reason),
+            on_death=lambda death: self._ears.mourn(death),
         )
         self._links = Links(
             self._me,

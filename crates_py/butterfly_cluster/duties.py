@@ -43,7 +43,8 @@ class Observations:
     """What the coordinator sees beside the log.
 
     ``silent_seconds``: since each member was last heard. ``settled_seconds``: since the set of
-    live members and engines last changed. ``broken_seconds``: since the present epoch was first
+    live members and engines last changed, ``gathered_seconds`` of members alone.
+    ``broken_seconds``: since the present epoch was first
     seen broken. ``considered``: engines that would change nothing in it. ``described``: the
     model as this node reads it from the source. ``root_of``: the Merkle root of all parts'
     digests with the small files.
@@ -51,6 +52,7 @@ class Observations:
 
     silent_seconds: Mapping[NodeId, float]
     settled_seconds: float
+    gathered_seconds: float
     voters: frozenset[NodeId]
     me: NodeId
     active_requests: int = 0
@@ -157,17 +159,17 @@ def _plan(state: ClusterState, seen: Observations, policy: Policy) -> Duty | Non
         return None
     machines = tuple(member for member in carriers if member.engine and member.capacity)
     waiting = len(machines) < len(carriers)
-    patience = policy.engine_grace_seconds if waiting else policy.plan_grace_seconds
+    rested = seen.settled_seconds >= policy.engine_grace_seconds if waiting else True
     if not machines:
         return None
     assignment = state.assignment
     if assignment is None or assignment.model != state.model.identity:
-        return MakePlan(state.epoch + 1, machines) if seen.settled_seconds >= patience else None
+        gathered = seen.gathered_seconds >= policy.plan_grace_seconds
+        return MakePlan(state.epoch + 1, machines) if gathered and rested else None
     if not state.is_intact:
         if 0 < state.broken_epoch == state.epoch and seen.broken_seconds < _rest(state):
             return None
-        soon = patience if waiting else 0.0
-        return MakePlan(state.epoch + 1, machines) if seen.settled_seconds >= soon else None
+        return MakePlan(state.epoch + 1, machines) if rested else None
     if _has_newcomer(assignment, machines, seen) and _may_rebalance(state, seen, policy):
         return MakePlan(state.epoch + 1, machines)
     return None

@@ -82,7 +82,10 @@ def summarised(starts: list[list[dict[str, Any]]], floors: list[float]) -> dict[
 
     seconds = {p: statistics.median(slowest(s, p) for s in starts) for p in PHASES}
     floor = statistics.median(floors)
-    members = starts[-1][0]["members"]
+    members = [  # each node's own row: what others say of it is a moment old
+        next(row for row in status["members"] if row["node_id"] == status["node_id"])
+        for status in starts[-1]
+    ]
     return {
         "seconds": seconds,
         "unavoidable_seconds": floor,

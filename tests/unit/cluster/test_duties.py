@@ -54,6 +54,7 @@ def seen(**changes: Any) -> Observations:
     calm = Observations(
         silent_seconds={},
         settled_seconds=100.0,
+        gathered_seconds=100.0,
         broken_seconds=50.0,
         voters=frozenset({node(1)}),
         me=node(1),
@@ -115,8 +116,8 @@ def test_the_first_plan_waits_for_the_quorum_and_for_calm() -> None:
     one, two = (committed([*joined(n), MODEL]) for n in (1, 2))
 
     assert duty(one) is None
-    assert duty(two, settled_seconds=0.1) is None
-    assert planned(duty(two)) == [node(1), node(2)]
+    assert duty(two, gathered_seconds=0.1) is None
+    assert planned(duty(two, settled_seconds=0.1)) == [node(1), node(2)]
 
 
 def test_the_first_plan_waits_a_while_for_engines_that_still_start() -> None:
