@@ -154,8 +154,9 @@ def test_a_flipped_bit_in_a_cache_costs_that_tensor_again_and_nothing_else(
     handed = storage.bytes_served(PLACE, suffix=".safetensors", access_key=ALONE[0])
     assert handed == world.headers_bytes + broken.nbytes
     assert (status["merkle_root"], greedy_answer(node)) == (root, world.answer)
-    engine_log = (node.data_dir / "engine.log").read_text()
-    assert f"the cached copy of {broken.name} ({damaged.name[:16]}" in engine_log
+    (told,) = status["events"]
+    assert f"node {status['node_id'][:8]}" in told
+    assert f"the cached copy of {broken.name} ({damaged.name[:16]}" in told
     alone.wait(lambda: damaged.exists() and damaged.read_bytes() == good, "it is cached again")
 
 
