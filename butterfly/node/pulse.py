@@ -15,6 +15,11 @@ class Pulse:
                 future.set_result(None)
         self._waiting.clear()
 
+    @property
+    def waiting(self) -> int:
+        """How many wait now."""
+        return len(self._waiting)
+
     async def wait(self, timeout_seconds: float) -> None:
         """Until the next ``notify``, or the time is over."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -70,7 +70,9 @@ def test_what_old_checkpoints_store_too_much_is_ignored(made: Make) -> None:
     tiny, _, _ = made("llama")
     given = middle(made) | {"model.layers.1.self_attn.rotary_emb.inv_freq": torch.zeros(8)}
 
-    Stage(tiny.config, MIDDLE, given, kv_blocks=2)
+    stage = Stage(tiny.config, MIDDLE, given, kv_blocks=2)
+
+    assert stage.weight_bytes == Stage(tiny.config, MIDDLE, middle(made), kv_blocks=2).weight_bytes
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import asyncio
 import logging
 
 import pytest
@@ -38,8 +39,25 @@ def test_a_snapshot_restores_everything() -> None:
 
 
 async def test_everybody_who_waits_is_woken_once() -> None:
+    pulse, woken = Pulse(), []
+
+    async def wait(name: str) -> None:
+        await pulse.wait(60.0)
+        woken.append(name)
+
+    async with asyncio.TaskGroup() as tasks:
+        for name in ("first", "second"):
+            tasks.create_task(wait(name))
+        await asyncio.sleep(0)
+        pulse.notify()
+
+    assert sorted(woken) == ["first", "second"]
+
+
+async def test_a_wait_ends_with_its_time() -> None:
     pulse = Pulse()
 
     await pulse.wait(0.0)
     pulse.notify()
-    await pulse.wait(0.0)
+
+    assert not pulse.waiting
