@@ -161,6 +161,8 @@ class LoadFailed:
     error: str
     file: str | None = None
     tensor: str | None = None
+    unproven: bool = False
+    """True when bytes were not what they must be."""
     kind: Literal["load_failed"] = "load_failed"
 
 

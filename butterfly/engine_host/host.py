@@ -34,7 +34,7 @@ from butterfly.engine_host.hops import link_of
 from butterfly.engine_host.loading import Weights
 from butterfly.engine_host.pipeline import Pipeline, build_stage, warm_up
 from butterfly.handover import decode_checkpoint
-from butterfly_core.errors import ButterflyError, EngineLost, NotServing
+from butterfly_core.errors import ButterflyError, EngineLost, NotServing, VerificationFailed
 from butterfly_core.generation import FinishReason, TokensEmitted
 from butterfly_engine.stage import Stage
 from butterfly_weights.loader import LoadResult
@@ -292,4 +292,5 @@ def _load_failed(epoch: int, error: Exception) -> LoadFailed:
         type(error).__name__,
         file=getattr(error, "object_name", None),
         tensor=getattr(error, "tensor", None) or None,
+        unproven=isinstance(error, VerificationFailed),
     )
