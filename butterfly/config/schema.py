@@ -16,8 +16,6 @@ from butterfly_core.address import Address, parse_address
 EMBEDDED_MODELS: Final = ("toy-llama",)
 """Names of the models that ship with the package."""
 
-GIBIBYTE: Final = 1 << 30
-
 
 def _read_address(value: object) -> Address:
     if isinstance(value, Address):

@@ -75,7 +75,7 @@ class Coordinator:
         self._reports = reports
         self._models = models
         self._clock = clock
-        self._leading_since: float | None = None
+        self._leading = False
         self._settled_since = 0.0
         self._signature: tuple[object, ...] = ()
         self._gathered: tuple[NodeId, ...] = ()
@@ -111,13 +111,12 @@ class Coordinator:
 
     def _next_duty(self) -> Duty | None:
         if self._consensus.leader != self._me:
-            self._leading_since = None
+            self._leading = False
             return None
         now = self._clock()
-        if self._leading_since is None:
-            self._leading_since = self._settled_since = self._gathered_since = (
-                self._silence_since
-            ) = now
+        if not self._leading:
+            self._leading = True
+            self._settled_since = self._gathered_since = self._silence_since = now
             log.info("this node is the coordinator now (term %d)", self._consensus.term)
         duty = coordinator_duty(self._replica.state, self._observe(now), self._policy)
         return None if isinstance(duty, MakePlan) and now < self._plan_not_before else duty

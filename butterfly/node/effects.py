@@ -7,6 +7,7 @@ effect changes the node's state by itself.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from butterfly.channel import Drop, Load, Loaded, LoadFailed, WarmedUp, WarmUp
@@ -182,7 +183,7 @@ class Effects:
     def _note_failure(self, answer: LoadFailed) -> None:
         self._local.bytes_from_source_total = self._local.bytes_from_source
         self._local.bytes_from_cache_total = self._local.bytes_from_cache
-        self._local.verification_failures_total += answer.error == "VerificationFailed"
+        self._local.verification_failures_total += answer.unproven
         message = f"node {short(self._me)}: {answer.message}"
         log.error("cannot load: %s", message)
         self._local.report(Problem("load_failed", message, answer.file, answer.tensor))
@@ -230,13 +231,8 @@ class Effects:
         self._local.enter(Phase.ASSIGNMENT)
         self._local.set_facts(loaded_epoch=0, loaded_digests=None, failure=None)
         self._local.solved("load_failed")
-        await self._tell_engine(Drop())
-
-    async def _tell_engine(self, message: Drop) -> None:
-        try:
-            await self._engine.send(message)
-        except EngineLost as error:
-            log.info("nothing to drop: %s", error)
+        with suppress(EngineLost):  # then there is nothing to drop
+            await self._engine.send(Drop())
 
     async def _restart_engine(self, effect: RestartEngine) -> None:
         self._local.enter(Phase.ASSIGNMENT)

@@ -44,7 +44,6 @@ class Local:
     bytes_from_cache_total: int = 0
     verification_failures_total: int = 0
     engine_statistics: Mapping[str, int] = field(default_factory=dict)
-    draining: bool = False
     events: deque[str] = field(default_factory=lambda: deque(maxlen=EVENTS_MAX))
     """What was mended while loading, for people; the newest last."""
     _phase_since: float = field(default_factory=time.monotonic)
@@ -95,6 +94,11 @@ class Local:
     @property
     def _is_loading(self) -> bool:
         return self.phase is Phase.LOADING_WEIGHTS
+
+    @property
+    def draining(self) -> bool:
+        """True once the node was asked to leave."""
+        return self.facts.draining
 
     @property
     def uptime_seconds(self) -> float:

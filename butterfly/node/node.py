@@ -192,7 +192,6 @@ class NodeProgram:
         if self._local.draining:
             return
         log.info("leaving the cluster")
-        self._local.draining = True
         self._local.set_facts(draining=True)
         self._runner.post(DrainRequested())
 

@@ -258,8 +258,3 @@ def _pass_or_reject(state: ClusterState, root: str) -> Duty | None:
         "restore the model's files, or start a new cluster for another model"
     )
     return None if state.plan_problem == problem else Propose(ReportPlanProblem(problem))
-
-
-def admits(state: ClusterState, policy: Policy) -> bool:
-    """True when requests may be admitted, as far as committed entries tell."""
-    return state.is_active and len(state.live) >= policy.quorum_size

@@ -22,7 +22,6 @@ from butterfly_cluster.duties import (
     Policy,
     Promote,
     Propose,
-    admits,
     coordinator_duty,
 )
 from butterfly_cluster.state import ClusterState
@@ -276,14 +275,6 @@ def test_a_load_under_way_is_not_given_up_for_a_newcomer_unless_it_fails() -> No
     assert planned(duty(failing, voters=three)) == [node(1), node(2), node(3)]
     tried = frozenset(engine(n) for n in (1, 2, 3))
     assert duty(failing, voters=three, considered=tried) is None
-
-
-def test_requests_are_admitted_only_by_an_active_cluster_with_its_quorum() -> None:
-    state = active(2)
-
-    assert admits(state, POLICY)
-    assert not admits(state, replace(POLICY, quorum_size=3))
-    assert not admits(loading(2), POLICY)
 
 
 def test_a_founder_that_has_not_registered_yet_stays_a_voter() -> None:

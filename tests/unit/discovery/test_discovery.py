@@ -1,7 +1,6 @@
 """Sources are merged without loss, and dialling is fair and patient."""
 
 import asyncio
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -22,7 +21,6 @@ from butterfly_discovery.book import (
 )
 from butterfly_discovery.source import Source, StaticSource, candidates
 
-README = Path(__file__).parents[3] / "crates_py" / "butterfly_discovery" / "README.md"
 A, B, C = (Address(host, 7000) for host in "abc")
 addresses = st.builds(Address, st.sampled_from("abcdef"), st.integers(1, 3))
 tries = st.builds(Attempts, st.integers(0, 9), st.floats(0, 100))
@@ -153,9 +151,3 @@ def test_rests_grow_with_failures_up_to_a_limit() -> None:
     assert failed({A: once}, A, 4.0) == Attempts(2, 4.0)
     assert [rest_seconds(n) for n in (0, 1, 2, 3)] == [0.0, 0.2, 0.4, 0.8]
     assert rest_seconds(10**6) == RETRY_SECONDS_MAX
-
-
-def test_the_example_in_the_readme_runs() -> None:
-    example = README.read_text().split("```python\n")[1].split("```")[0]
-
-    exec(compile(example, str(README), "exec"), {})

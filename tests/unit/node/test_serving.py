@@ -194,7 +194,7 @@ def test_a_minority_and_a_leaving_node_say_so() -> None:
     world.problem = "no coordinator heard"
     with pytest.raises(NotServing, match="no coordinator heard"):
         world.ingress.text()
-    world.local.draining = True
+    world.local.set_facts(draining=True)
     with pytest.raises(NotServing, match="leaving"):
         world.ingress.text()
 

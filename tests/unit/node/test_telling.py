@@ -104,7 +104,7 @@ def test_a_lost_proposal_is_made_again_soon() -> None:
 
 def test_nothing_is_told_before_joining_or_while_leaving() -> None:
     for world in (World(joined=False), World()):
-        world.local.draining = world.joined
+        world.local.set_facts(draining=world.joined)
         world.tell(5)
         assert world.proposed == []
 
