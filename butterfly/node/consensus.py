@@ -6,8 +6,11 @@ Until then everything here says "not joined", and proposals raise NotServing.
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from typing import Any, Final
+import os
+import random
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
 
 from butterfly.config import NodeConfig
 from butterfly.node.addresses import AddressBook
@@ -15,49 +18,24 @@ from butterfly.node.local import Local, Problem
 from butterfly.node.replica import Replica
 from butterfly_cluster.bootstrap import FoundingSettings
 from butterfly_cluster.commands import Command, encode_command
-from butterfly_cluster.founding import Formation, Founding
-from butterfly_cluster.founding_messages import (
-    Proposal,
-    Verdict,
-    WhoAmI,
-    proposal_from_map,
-    verdict_from_map,
-    whoami_from_map,
-)
+from butterfly_cluster.founding import AskPeers, Formation, Founding
+from butterfly_cluster.founding_messages import proposal_from_map
 from butterfly_cluster.identity import DataDir
-from butterfly_cluster.raft import LAN, WAN, RaftNode, Timing
+from butterfly_cluster.raft import LAN, WAN, ChannelLike, RaftNode, Timing
 from butterfly_core.address import Address, parse_address
 from butterfly_core.errors import ButterflyError, NotServing
 from butterfly_core.ids import ClusterId, NodeId
-from butterfly_wire.channel import Channel
-from butterfly_wire.dialing import dial_channel
-from butterfly_wire.identity import TlsIdentity
-from butterfly_wire.limits import WireLimits
-from butterfly_wire.pool import PeerPool
 
 log = logging.getLogger(__name__)
 
-RAFT_PURPOSE: Final = "raft"
 JOIN_PROBLEM: Final = "not_joined"
-_ASK_SECONDS: Final = 2.0
 _WATCH_SECONDS: Final = 0.5
 
 
-class _Peers:
-    """Asks other nodes the two questions of founding."""
+class Peers(AskPeers, Protocol):
+    """How other nodes are reached: the two questions of founding, and channels for the log."""
 
-    def __init__(self, pool: PeerPool) -> None:
-        self._pool = pool
-
-    async def whoami(self, address: str, /) -> WhoAmI:
-        return whoami_from_map(await self._ask(address, "whoami", {}))
-
-    async def promise(self, address: str, proposal: Proposal, /) -> Verdict:
-        return verdict_from_map(await self._ask(address, "promise", proposal.to_map()))
-
-    async def _ask(self, address: str, method: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        where = parse_address(address)
-        return await self._pool.call(where, method, body, timeout_seconds=_ASK_SECONDS)
+    async def dial(self, peer: NodeId, /, *, timeout_seconds: float) -> ChannelLike: ...
 
 
 class Consensus:
@@ -69,21 +47,22 @@ class Consensus:
         data_dir: DataDir,
         local: Local,
         *,
-        tls: TlsIdentity,
-        pool: PeerPool,
+        peers: Peers,
         addresses: AddressBook,
         replica: Replica,
-        limits: WireLimits,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+        sync_file: Callable[[int], None] = os.fdatasync,
     ) -> None:
+        """``clock`` in seconds, ``rng`` and ``sync_file`` are for simulations."""
         self._me = data_dir.identity.node_id
         self._config = config
         self._data_dir = data_dir
         self._local = local
-        self._tls = tls
-        self._peers = _Peers(pool)
+        self._peers = peers
         self._addresses = addresses
         self._replica = replica
-        self._limits = limits
+        self._clock, self._rng, self._sync_file = clock, rng, sync_file
         self._asked_to_join = asyncio.Event()
         self._founding = Founding(data_dir, _founding_settings(config))
         self._raft: RaftNode | None = None
@@ -154,6 +133,9 @@ class Consensus:
             restore=self._replica.restore,
             learner=formation.learner,
             cluster_id=formation.cluster_id,
+            clock=self._clock,
+            rng=self._rng,
+            sync_file=self._sync_file,
         )
         raft.introduce(frozenset(self._addresses.known()))
         return raft
@@ -162,17 +144,8 @@ class Consensus:
     def _timing(self) -> Timing:
         return WAN if self._config.cluster.profile == "wan" else LAN
 
-    async def _dial(self, peer: NodeId) -> Channel:
-        return await dial_channel(
-            self._addresses.of(peer),
-            RAFT_PURPOSE,
-            self._tls,
-            cluster_name=self._config.cluster.cluster_name,
-            node_id=self._me,
-            expect=peer,
-            timeout_seconds=self._timing.connect_seconds,
-            limits=self._limits,
-        )
+    async def _dial(self, peer: NodeId) -> ChannelLike:
+        return await self._peers.dial(peer, timeout_seconds=self._timing.connect_seconds)
 
     async def _tell_why_not_joined(self) -> None:
         while True:
@@ -247,7 +220,7 @@ class Consensus:
     async def handle_promise(self, caller: NodeId, body: Mapping[str, Any]) -> Mapping[str, Any]:
         return self._founding.answer_promise(caller, proposal_from_map(body)).to_map()
 
-    async def accept(self, channel: Channel) -> None:
+    async def accept(self, channel: ChannelLike) -> None:
         """A peer dialled a log channel."""
         if self._raft is None:
             channel.close()

@@ -21,6 +21,7 @@ from butterfly.node.links import Links
 from butterfly.node.listening import EngineEars
 from butterfly.node.local import Local
 from butterfly.node.model import ModelReader
+from butterfly.node.peers import WirePeers
 from butterfly.node.replica import Replica
 from butterfly.node.reports import Reports
 from butterfly.node.runner import Runner
@@ -85,11 +86,16 @@ class NodeProgram:
             config,
             data_dir,
             self._local,
-            tls=tls,
-            pool=self._pool,
+            peers=WirePeers(
+                self._me,
+                cluster_name=name,
+                tls=tls,
+                pool=self._pool,
+                addresses=self._addresses,
+                limits=limits,
+            ),
             addresses=self._addresses,
             replica=replica,
-            limits=limits,
         )
 
     def _make_engine(self, data_dir: DataDir) -> None:
