@@ -1,7 +1,8 @@
 """The cluster secret: whoever holds it belongs to the cluster.
 
 A file of one line, or two while the secret is being changed: the first line mints the
-certificates of this node, both are accepted from others.
+certificates of this node, both are accepted from others. Lines that begin with ``# `` are
+comments.
 """
 
 import os
@@ -16,6 +17,7 @@ from butterfly_core.errors import ConfigError
 
 SECRET_BYTES_MIN = 16
 _FILE_BYTES_MAX = 4096
+_COMMENT = b"# "
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class ClusterSecret:
         if any(len(secret) < SECRET_BYTES_MIN for secret in self.accepted):
             raise ConfigError(
                 f"a cluster secret has at least {SECRET_BYTES_MIN} characters; "
-                "make one with: openssl rand -hex 32"
+                "make one with: butterfly-admin secret create"
             )
 
     @property
@@ -44,6 +46,20 @@ def load_secret(path: Path) -> ClusterSecret:
     Raises ConfigError when the file is missing, readable for others than its owner, or does
     not hold one or two lines of at least 16 characters.
     """
+    _, lines = lines_of(read_secret_file(path))
+    if len(lines) not in (1, 2):
+        raise ConfigError(
+            f"cluster secret file {path} has {len(lines)} lines with text; it must have one, or "
+            "two while the secret is changed (the one that mints first)"
+        )
+    try:
+        return ClusterSecret(lines[0], lines[1] if len(lines) == 2 else None)
+    except ConfigError as error:
+        raise ConfigError(f"cluster secret file {path}: {error}") from None
+
+
+def read_secret_file(path: Path) -> bytes:
+    """What is in a small file that its owner alone may use. Raises ConfigError."""
     try:
         with path.open("rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
@@ -51,7 +67,7 @@ def load_secret(path: Path) -> ClusterSecret:
     except OSError as error:
         raise ConfigError(
             f"cluster secret file {path}: {error.strerror}; make one with: "
-            f"(umask 077; openssl rand -hex 32 > {path})"
+            f"butterfly-admin secret create {path}"
         ) from error
     if mode & 0o077:
         raise ConfigError(
@@ -60,20 +76,14 @@ def load_secret(path: Path) -> ClusterSecret:
         )
     if len(content) > _FILE_BYTES_MAX:
         raise ConfigError(f"cluster secret file {path} is longer than {_FILE_BYTES_MAX} bytes")
-    return _parse(path, content)
+    return content
 
 
-def _parse(path: Path, content: bytes) -> ClusterSecret:
+def lines_of(content: bytes) -> tuple[list[bytes], list[bytes]]:
+    """The comments of a secret file (they begin with ``# ``), and its lines with text."""
     lines = [line.strip() for line in content.splitlines() if line.strip()]
-    if len(lines) not in (1, 2):
-        raise ConfigError(
-            f"cluster secret file {path} has {len(lines)} lines with text; it must have one, or "
-            "two while the secret is changed (the new one first)"
-        )
-    try:
-        return ClusterSecret(lines[0], lines[1] if len(lines) == 2 else None)
-    except ConfigError as error:
-        raise ConfigError(f"cluster secret file {path}: {error}") from None
+    comments = [line for line in lines if line.startswith(_COMMENT)]
+    return comments, [line for line in lines if not line.startswith(_COMMENT)]
 
 
 def insecure_secret(cluster_name: str) -> ClusterSecret:

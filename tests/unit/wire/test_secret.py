@@ -29,6 +29,12 @@ def test_the_first_of_two_lines_mints_and_both_are_accepted(tmp_path: Path) -> N
     assert found.accepted == (NEW, OLD)
 
 
+def test_comments_are_no_secrets(tmp_path: Path) -> None:
+    found = load_secret(secret_file(tmp_path, b"# made today\n" + NEW + b"\n  # over\n"))
+
+    assert found == ClusterSecret(NEW)
+
+
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o601])
 def test_a_file_that_others_may_use_is_refused_with_the_remedy(tmp_path: Path, mode: int) -> None:
     path = secret_file(tmp_path, NEW, mode)
@@ -60,7 +66,7 @@ def test_a_malformed_file_is_refused_by_name(
 
 
 def test_a_missing_file_is_refused_by_name_with_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"No such file.*openssl rand"):
+    with pytest.raises(ConfigError, match=r"No such file.*butterfly-admin secret create"):
         load_secret(tmp_path / "none")
 
 
