@@ -16,8 +16,15 @@ from butterfly.node.model import ModelReader
 from butterfly.node.planning import demand_of, make_plan, resident
 from butterfly.node.replica import Replica
 from butterfly.node.reports import Reports
-from butterfly_cluster.commands import AssignLayers, Command, ReportPlanProblem
+from butterfly_cluster.commands import (
+    ActAsCoordinator,
+    AssignLayers,
+    Order,
+    Ordered,
+    ReportPlanProblem,
+)
 from butterfly_cluster.duties import (
+    Act,
     Demote,
     Duty,
     MakePlan,
@@ -27,7 +34,7 @@ from butterfly_cluster.duties import (
     Propose,
     coordinator_duty,
 )
-from butterfly_cluster.state import AssignedStage, ClusterState
+from butterfly_cluster.state import Acting, AssignedStage, ClusterState
 from butterfly_core.errors import ButterflyError, DoesNotFit
 from butterfly_core.ids import NodeId, short
 
@@ -76,6 +83,7 @@ class Coordinator:
         self._models = models
         self._clock = clock
         self._leading = False
+        self._acting = Acting(0, me)
         self._settled_since = 0.0
         self._signature: tuple[object, ...] = ()
         self._gathered: tuple[NodeId, ...] = ()
@@ -118,7 +126,9 @@ class Coordinator:
             self._leading = True
             self._settled_since = self._gathered_since = self._silence_since = now
             log.info("this node is the coordinator now (term %d)", self._consensus.term)
-        duty = coordinator_duty(self._replica.state, self._observe(now), self._policy)
+        seen = self._observe(now)
+        self._acting = Acting(seen.term, self._me)
+        duty = coordinator_duty(self._replica.state, seen, self._policy)
         return None if isinstance(duty, MakePlan) and now < self._plan_not_before else duty
 
     def _observe(self, now: float) -> Observations:
@@ -135,6 +145,7 @@ class Coordinator:
             gathered_seconds=now - self._gathered_since,
             voters=self._consensus.voters,
             me=self._me,
+            term=self._consensus.term,
             active_requests=self._reports.active_requests,
             considered=self._considered if self._considered_epoch == state.epoch else frozenset(),
             broken_seconds=self._broken_seconds(state, now),
@@ -149,6 +160,8 @@ class Coordinator:
 
     async def _do(self, duty: Duty) -> None:
         match duty:
+            case Act(command=command):
+                await self._act(command)
             case Propose(command=command):
                 await self._propose(command)
             case MakePlan():
@@ -162,8 +175,14 @@ class Coordinator:
             case _:
                 assert_never(duty)
 
-    async def _propose(self, command: Command) -> None:
-        log.info("proposing %s", command.kind)
+    async def _act(self, command: ActAsCoordinator) -> None:
+        log.info("this node acts as the coordinator in term %d", command.by.term)
+        await self._consensus.propose(command, timeout_seconds=_PROPOSE_SECONDS)
+
+    async def _propose(self, order: Order) -> None:
+        """In the name under which it was decided; one of somebody deposed changes nothing."""
+        log.info("proposing %s", order.kind)
+        command = Ordered(self._acting, order)
         await self._consensus.propose(command, timeout_seconds=_PROPOSE_SECONDS)
 
     async def _make_plan(self, duty: MakePlan) -> None:

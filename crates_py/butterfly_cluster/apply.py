@@ -9,14 +9,18 @@ from dataclasses import replace
 from typing import TypeVar, assert_never
 
 from butterfly_cluster.commands import (
+    ActAsCoordinator,
     AssignLayers,
     Command,
     DescribeModel,
     MarkDown,
+    Order,
+    Ordered,
     PassValidation,
     RegisterMember,
     RejectDigests,
     RemoveMember,
+    Report,
     ReportBroken,
     ReportDigests,
     ReportEngine,
@@ -41,10 +45,31 @@ T = TypeVar("T")
 
 def apply(state: ClusterState, index: int, command: Command) -> ClusterState:
     """The state after the entry at ``index``."""
-    return replace(_change(state, index, command), index=index)
+    if is_fenced(state, command):
+        return replace(state, index=index)
+    if isinstance(command, ActAsCoordinator):
+        return replace(state, acting=command.by, index=index)
+    order = command.order if isinstance(command, Ordered) else command
+    return replace(_change(state, index, order), index=index)
 
 
-def _change(state: ClusterState, index: int, command: Command) -> ClusterState:
+def is_fenced(state: ClusterState, command: Command) -> bool:
+    """True for the wish of a coordinator that does not act, whoever handed it in.
+
+    A node may remove itself; every other order without a name counts only as long as nobody
+    acts, which was so in logs of the first version.
+    """
+    acting = state.acting
+    if isinstance(command, Ordered):
+        return command.by != acting
+    if acting is None or isinstance(command, RemoveMember):
+        return False
+    if isinstance(command, ActAsCoordinator):
+        return command.by.term <= acting.term and command.by != acting
+    return isinstance(command, Order)
+
+
+def _change(state: ClusterState, index: int, command: Order | Report) -> ClusterState:
     match command:
         case RegisterMember() | ReportEngine() | MarkDown() | RemoveMember():
             return _change_members(state, index, command)

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from butterfly_cluster.state import AssignedStage, Role
+from butterfly_cluster.state import Acting, AssignedStage, Role
 from butterfly_core.address import Address
 from butterfly_core.errors import ProtocolViolation
 from butterfly_core.hardware import Capacity
@@ -151,21 +151,39 @@ class ReportBroken:
     kind: Literal["report_broken"] = "report_broken"
 
 
-Command = (
-    RegisterMember
-    | ReportEngine
-    | MarkDown
+Order = (
+    MarkDown
     | RemoveMember
     | DescribeModel
     | AssignLayers
     | ReportPlanProblem
-    | ReportDigests
-    | ReportFailure
     | RejectDigests
     | PassValidation
-    | ReportWarm
-    | ReportBroken
 )
+"""What a coordinator decides. A node removes itself as well, when it leaves."""
+
+
+@dataclass(frozen=True, slots=True)
+class ActAsCoordinator:
+    """The node leads in this term, and begins to give orders."""
+
+    by: Acting
+    kind: Literal["act_as_coordinator"] = "act_as_coordinator"
+
+
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """A coordinator's order; it counts only while that node acts in that term."""
+
+    by: Acting
+    order: Annotated[Order, Field(discriminator="kind")]
+    kind: Literal["ordered"] = "ordered"
+
+
+Report = RegisterMember | ReportEngine | ReportDigests | ReportFailure | ReportWarm | ReportBroken
+"""What a node says of itself."""
+
+Command = ActAsCoordinator | Ordered | Order | Report
 
 _ADAPTER: TypeAdapter[Command] = TypeAdapter(Annotated[Command, Field(discriminator="kind")])
 

@@ -10,14 +10,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from butterfly_cluster.commands import (
-    Command,
+    ActAsCoordinator,
     DescribeModel,
     MarkDown,
+    Order,
     PassValidation,
     RejectDigests,
     ReportPlanProblem,
 )
-from butterfly_cluster.state import Assignment, ClusterState, Member
+from butterfly_cluster.state import Acting, Assignment, ClusterState, Member
 from butterfly_core.ids import NodeId, short
 from butterfly_core.layers import stage_parts
 
@@ -44,8 +45,8 @@ class Observations:
 
     ``silent_seconds``: since each member was last heard. ``settled_seconds``: since the set of
     live members and engines last changed, ``gathered_seconds`` of members alone.
-    ``broken_seconds``: since the present epoch was first
-    seen broken. ``considered``: engines that would change nothing in it. ``described``: the
+    ``broken_seconds``: since the present epoch was first seen broken. ``term``: in which this
+    node leads. ``considered``: engines that would change nothing in the epoch. ``described``: the
     model as this node reads it from the source. ``root_of``: the Merkle root of all parts'
     digests with the small files.
     """
@@ -55,6 +56,7 @@ class Observations:
     gathered_seconds: float
     voters: frozenset[NodeId]
     me: NodeId
+    term: int
     active_requests: int = 0
     considered: frozenset[str] = frozenset()
     broken_seconds: float = 0.0
@@ -63,8 +65,17 @@ class Observations:
 
 
 @dataclass(frozen=True, slots=True)
+class Act:
+    """Let it be committed that this node gives the orders from now on."""
+
+    command: ActAsCoordinator
+
+
+@dataclass(frozen=True, slots=True)
 class Propose:
-    command: Command
+    """To be proposed as ``Ordered`` by who acts."""
+
+    command: Order
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +96,18 @@ class Demote:
     node_id: NodeId
 
 
-Duty = Propose | MakePlan | Promote | Demote
+Duty = Act | Propose | MakePlan | Promote | Demote
 
 
 def coordinator_duty(state: ClusterState, seen: Observations, policy: Policy) -> Duty | None:
-    """The first thing a coordinator should do now, or None."""
+    """The first thing a coordinator should do now, or None.
+
+    First of all it is committed who acts: what an earlier coordinator still wishes is fenced
+    off from there on, and all that was committed before is applied here.
+    """
+    by = Acting(seen.term, seen.me)
+    if state.acting != by:
+        return Act(ActAsCoordinator(by))
     return (
         _bury_the_dead(state, seen, policy)
         or _choose_voters(state, seen, policy)

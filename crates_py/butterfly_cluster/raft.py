@@ -146,10 +146,6 @@ class RaftNode:
         """Why a Raft channel was refused last: another cluster, mostly; empty when never."""
         return self._transport.last_refusal
 
-    def has_quorum_lease(self, lease_seconds: float) -> bool:
-        """True when a leader with a majority was heard within the lease."""
-        return self.seconds_since_leader_heard <= lease_seconds
-
     def matched_index(self, peer: NodeId) -> int | None:
         """On the leader: up to where a peer holds the log; None when it is not connected."""
         if self._core.role != LEADER or peer not in self._transport.peers:
@@ -191,6 +187,13 @@ class RaftNode:
         too big), NotServing (not handed in) and Unreachable (outcome unknown, propose again).
         """
         return await self._proposals.propose(command, timeout_seconds)
+
+    async def barrier(self, *, timeout_seconds: float) -> int:
+        """Return the index of a fresh no-op once it is applied here: a linearizable read point.
+
+        Works on every node (Raft thesis 6.4, by the log). Raises NotServing, Unreachable.
+        """
+        return await self._proposals.barrier(timeout_seconds)
 
     async def add_voter(self, node: NodeId, *, timeout_seconds: float) -> None:
         """Make a learner a voter; on the leader only. Raises NotServing, Refused, Unreachable."""

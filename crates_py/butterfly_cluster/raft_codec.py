@@ -81,8 +81,8 @@ def is_command(command: Any, kinds: tuple[int, ...] = (REGULAR, NO_OP, MEMBERSHI
     return True
 
 
-def _regular_command(value: Any) -> bool:
-    return is_command(value, (REGULAR,))
+def _forwarded_command(value: Any) -> bool:
+    return is_command(value, (REGULAR, NO_OP))
 
 
 def _entries(value: Any) -> bool:
@@ -121,7 +121,7 @@ _SHAPES: Mapping[str, tuple[Mapping[str, _Check], ...]] = {
         {**_APPEND, "serialized": _chunk},
     ),
     "next_node_idx": ({"next_node_idx": _number, "reset": _flag, "success": _flag},),
-    "apply_command": ({"command": _regular_command, **_ANSWERED},),
+    "apply_command": ({"command": _forwarded_command, **_ANSWERED},),
     "apply_command_response": (
         {**_ANSWERED, "log_idx": _number, "log_term": _number},
         {**_ANSWERED, "error": _number},

@@ -6,7 +6,6 @@ from typing import Any
 
 from butterfly_cluster.journal import Entry, Journal
 from butterfly_cluster.membership import (
-    MEMBERSHIP,
     REGULAR,
     VoterChange,
     changed,
@@ -198,13 +197,9 @@ class Core:
         if peer == self.leader:
             self.get("onLeaderChanged")()  # answers on the way are lost: tell who waits
 
-    def propose(self, body: bytes, answered: Answered) -> None:
+    def propose(self, body: bytes, answered: Answered, kind: int = REGULAR) -> None:
         self._enter()
-        self._sync._applyCommand(body, answered, REGULAR)
-
-    def propose_change(self, change: VoterChange, answered: Answered) -> None:
-        self._enter()
-        self._sync._applyCommand(change.encode(), answered, MEMBERSHIP)
+        self._sync._applyCommand(body, answered, kind)
 
     def fail_request(self, request_id: int) -> None:
         """A forwarded command did not even leave: it may be tried again."""

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from butterfly_cluster.membership import REGULAR, VoterChange
+from butterfly_cluster.membership import MEMBERSHIP, NO_OP, REGULAR, VoterChange
 from butterfly_cluster.raft_codec import COMMAND_BYTES_MAX, is_command
 from butterfly_cluster.raft_core import LEADER, Core
 from butterfly_cluster.raft_doors import Answered
@@ -33,8 +33,27 @@ class Proposals:
                 f"a command is JSON of at most {COMMAND_BYTES_MAX} bytes, not {body[:60]!r}"
             )
         return await self._in_time(
-            timeout_seconds, lambda answered: self._core.propose(body, answered), only_leader=False
+            timeout_seconds, lambda answered: self._core.propose(body, answered)
         )
+
+    async def barrier(self, timeout_seconds: float) -> int:
+        """Return the index of a fresh no-op once it is applied on this node.
+
+        What was committed anywhere before the call is applied here then (Raft thesis 6.4). A
+        no-op whose outcome is unknown is followed by another one. Raises NotServing,
+        Unreachable.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout_seconds
+        while True:
+            left = deadline - asyncio.get_running_loop().time()
+            try:
+                return await self._in_time(
+                    left, lambda answered: self._core.propose(b"", answered, NO_OP)
+                )
+            except Unreachable:
+                self._check()
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise
 
     async def change_voters(self, change: VoterChange, timeout_seconds: float) -> None:
         """Return once the change is committed. Only on the leader, one at a time.
@@ -51,7 +70,7 @@ class Proposals:
             return
         await self._in_time(
             timeout_seconds,
-            lambda answered: self._core.propose_change(change, answered),
+            lambda answered: self._core.propose(change.encode(), answered, MEMBERSHIP),
             only_leader=True,
         )
 
@@ -61,7 +80,11 @@ class Proposals:
             raise Refused("only a leader with a caught-up voter hands the leadership over")
 
     async def _in_time(
-        self, timeout_seconds: float, hand_in: Callable[[Answered], None], *, only_leader: bool
+        self,
+        timeout_seconds: float,
+        hand_in: Callable[[Answered], None],
+        *,
+        only_leader: bool = False,
     ) -> int:
         handed_in = False
         try:

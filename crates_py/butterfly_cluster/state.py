@@ -88,9 +88,17 @@ class Rejection:
 
 
 @dataclass(frozen=True, slots=True)
+class Acting:
+    """Who may give orders: the node that leads in this term."""
+
+    term: int
+    node_id: NodeId
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterState:
     """Everything committed. ``index`` is the log index it was read at; ``departed`` left for
-    good and may be voters still."""
+    good and may be voters still; ``acting`` is the one coordinator whose orders count."""
 
     members: Mapping[NodeId, Member] = field(default_factory=dict)
     departed: tuple[NodeId, ...] = ()
@@ -108,6 +116,7 @@ class ClusterState:
     broken_epoch: int = 0
     broken_reason: str | None = None
     broken_in_a_row: int = 0
+    acting: Acting | None = None
     index: int = 0
 
     @property

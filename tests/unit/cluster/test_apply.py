@@ -5,10 +5,13 @@ from hypothesis import strategies as st
 
 from butterfly_cluster.apply import apply
 from butterfly_cluster.commands import (
+    ActAsCoordinator,
     AssignLayers,
     Command,
     DescribeModel,
     MarkDown,
+    Order,
+    Ordered,
     PassValidation,
     RegisterMember,
     RejectDigests,
@@ -22,7 +25,7 @@ from butterfly_cluster.commands import (
     decode_command,
     encode_command,
 )
-from butterfly_cluster.state import AssignedStage, ClusterState, decode_state, encode_state
+from butterfly_cluster.state import Acting, AssignedStage, ClusterState, decode_state, encode_state
 from butterfly_core.layers import LayerRange
 from tests.support.clusters import (
     CAPACITY,
@@ -41,24 +44,30 @@ from tests.support.clusters import (
 
 numbers = st.integers(1, 3)
 epochs = st.integers(0, 4)
-commands: st.SearchStrategy[Command] = st.one_of(
+reports: st.SearchStrategy[Command] = st.one_of(
     numbers.map(registered),
     st.builds(
         lambda n, e: ReportEngine(node(n), engine(n) if e else None, CAPACITY if e else None),
         numbers,
         st.booleans(),
     ),
+    st.builds(lambda e, n: ReportDigests(e, node(n), {"layers.0": "d"}), epochs, numbers),
+    st.builds(lambda e, n: ReportFailure(e, node(n), "test"), epochs, numbers),
+    st.builds(lambda e, n: ReportWarm(e, node(n)), epochs, numbers),
+    st.builds(lambda e, n: ReportBroken(e, node(n), "test"), epochs, numbers),
+)
+orders: st.SearchStrategy[Order] = st.one_of(
     st.builds(lambda n: MarkDown(node(n), "test"), numbers),
     st.builds(lambda n: RemoveMember(node(n), "test"), numbers),
     st.builds(lambda r: DescribeModel(spec(r), {}), st.sampled_from(["r1", "r2"])),
     st.builds(lambda e, ns: assigned(e, ns), epochs, st.sampled_from([[1], [1, 2], [2, 1], [3]])),
     st.builds(ReportPlanProblem, st.sampled_from([None, "too small"])),
-    st.builds(lambda e, n: ReportDigests(e, node(n), {"layers.0": "d"}), epochs, numbers),
-    st.builds(lambda e, n: ReportFailure(e, node(n), "test"), epochs, numbers),
     st.builds(lambda e, n: RejectDigests(e, node(n), "test"), epochs, numbers),
     st.builds(lambda e: PassValidation(e, "root"), epochs),
-    st.builds(lambda e, n: ReportWarm(e, node(n)), epochs, numbers),
-    st.builds(lambda e, n: ReportBroken(e, node(n), "test"), epochs, numbers),
+)
+actings = st.builds(lambda t, n: Acting(t, node(n)), st.integers(1, 3), numbers)
+commands: st.SearchStrategy[Command] = st.one_of(
+    reports, orders, st.builds(Ordered, actings, orders), actings.map(ActAsCoordinator)
 )
 
 
@@ -87,7 +96,8 @@ def test_a_command_committed_twice_does_what_once_does(
 ) -> None:
     state = committed(history)
     once = apply(state, 100, command)
-    if isinstance(command, AssignLayers | RejectDigests):
+    order = command.order if isinstance(command, Ordered) else command
+    if isinstance(order, AssignLayers | RejectDigests):
         return  # the second is stale, which other tests cover
 
     assert apply(once, 101, command) == replace(once, index=101)

@@ -3,6 +3,7 @@ from dataclasses import replace
 from typing import Any
 
 from butterfly_cluster.commands import (
+    ActAsCoordinator,
     DescribeModel,
     MarkDown,
     PassValidation,
@@ -15,6 +16,7 @@ from butterfly_cluster.commands import (
     ReportPlanProblem,
 )
 from butterfly_cluster.duties import (
+    Act,
     Demote,
     Duty,
     MakePlan,
@@ -24,7 +26,7 @@ from butterfly_cluster.duties import (
     Propose,
     coordinator_duty,
 )
-from butterfly_cluster.state import ClusterState
+from butterfly_cluster.state import Acting, ClusterState
 from butterfly_core.layers import stage_parts
 from tests.support.clusters import (
     CAPACITY,
@@ -57,6 +59,7 @@ def seen(**changes: Any) -> Observations:
         broken_seconds=50.0,
         voters=frozenset({node(1)}),
         me=node(1),
+        term=1,
         described=MODEL,
         root_of=root_of,
     )
@@ -64,12 +67,27 @@ def seen(**changes: Any) -> Observations:
 
 
 def duty(state: ClusterState, policy: Policy = POLICY, **changes: Any) -> Duty | None:
-    return coordinator_duty(state, seen(**changes), policy)
+    """Of a node that acts already."""
+    look = seen(**changes)
+    state = committed([ActAsCoordinator(Acting(look.term, look.me))], state)
+    return coordinator_duty(state, look, policy)
 
 
 def planned(found: Duty | None) -> list[str]:
     assert isinstance(found, MakePlan)
     return [machine.node_id for machine in found.machines]
+
+
+def test_a_new_leader_gives_no_order_before_it_is_committed_that_it_acts() -> None:
+    fresh = coordinator_duty(active(2), seen(silent_seconds={node(2): 99.0}), POLICY)
+    again = duty(active(2), term=1)
+    later = coordinator_duty(
+        committed([ActAsCoordinator(Acting(1, node(1)))], active(2)), seen(term=2), POLICY
+    )
+
+    assert fresh == Act(ActAsCoordinator(Acting(1, node(1))))
+    assert again is None
+    assert later == Act(ActAsCoordinator(Acting(2, node(1))))
 
 
 def test_the_dead_are_marked_first_and_the_coordinator_never_buries_itself() -> None:
