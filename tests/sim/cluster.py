@@ -199,7 +199,7 @@ class Cluster:
 
     def fingerprint(self) -> str:
         """Equal for equal runs."""
-        story = json.dumps([self.network.log, sorted(self.elections), self.acknowledged])
+        story = json.dumps([self.network.fingerprint(), sorted(self.elections), self.acknowledged])
         return hashlib.sha256(story.encode()).hexdigest()
 
 
