@@ -43,6 +43,8 @@ class LocalNode:
     folder: Path
     settings: dict[str, dict[str, Any]]
     environment: Mapping[str, str]
+    prefix: Sequence[str] = ()
+    """What the command is run with, as ``ip netns exec NAME``; it must not fork."""
     process: subprocess.Popen[bytes] | None = None
     asked_to_end: bool = False
 
@@ -70,7 +72,8 @@ class LocalNode:
     def start(self) -> None:
         self.config_path.write_text(to_toml(self.settings))
         self.asked_to_end = False
-        command = [sys.executable, "-m", "butterfly.node.main", "--config", str(self.config_path)]
+        program = [sys.executable, "-m", "butterfly.node.main"]
+        command = [*self.prefix, *program, "--config", str(self.config_path)]
         with (self.folder / f"{self.name}.log").open("ab") as sink:
             self.process = subprocess.Popen(
                 command,
