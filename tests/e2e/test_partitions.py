@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
@@ -223,7 +224,7 @@ def test_a_rolling_restart_under_load_loses_no_answer(
                 assert node.stop() == 0
                 cluster.wait_until_operational(rest, after_epoch=epoch)
                 node.start()
-                cluster.wait(lambda back=node: knows_all(back), "the node that is back")
+                cluster.wait(partial(knows_all, node), "the node that is back")
             cluster.wait_until_operational()  # a node that is back gets layers in a quiet moment
             assert [answer for answer in clients.answers if answer.code not in (200, 503)] == []
             all_right(eyes, clients, expected)
