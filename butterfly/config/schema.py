@@ -91,6 +91,9 @@ class ClusterSection(Section):
     rebalance_after_seconds: Seconds = 10.0
     plan_grace_seconds: Seconds = 1.0
     founding_grace_seconds: Seconds = 5.0
+    forget_dead_after_seconds: Annotated[
+        float, Field(ge=60.0, le=31536000.0, description="seconds, from 60 to 31536000")
+    ] = 86400.0
     max_voters: Annotated[
         int, Field(ge=1, le=7, description="1, 3, 5 or 7"), AfterValidator(_must_be_odd)
     ] = 5
@@ -143,6 +146,14 @@ class NodeSection(Section):
     device: Annotated[
         str, Field(pattern=r"^(auto|cpu|cuda:[0-9]{1,3})$", description='"auto", "cpu" or "cuda:N"')
     ] = "auto"
+    zone: Annotated[
+        str,
+        Field(
+            max_length=64,
+            pattern=r"^[^\x00-\x1f\x7f]*$",
+            description="what fails together, as a rack or a building: up to 64 characters",
+        ),
+    ] = ""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
 

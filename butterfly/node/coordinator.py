@@ -27,6 +27,7 @@ from butterfly_cluster.duties import (
     Act,
     Demote,
     Duty,
+    HandOver,
     MakePlan,
     Observations,
     Policy,
@@ -57,6 +58,7 @@ def policy_of(config: NodeConfig) -> Policy:
         rebalance_when_idle=cluster.rebalance == "idle",
         rebalance_after_seconds=cluster.rebalance_after_seconds,
         max_voters=cluster.max_voters,
+        forget_dead_after_seconds=cluster.forget_dead_after_seconds,
     )
 
 
@@ -128,8 +130,7 @@ class Coordinator:
             log.info("this node is the coordinator now (term %d)", self._consensus.term)
         seen = self._observe(now)
         self._acting = Acting(seen.term, self._me)
-        duty = coordinator_duty(self._replica.state, seen, self._policy)
-        return None if isinstance(duty, MakePlan) and now < self._plan_not_before else duty
+        return coordinator_duty(self._replica.state, seen, self._policy)
 
     def _observe(self, now: float) -> Observations:
         state = self._replica.state
@@ -146,6 +147,7 @@ class Coordinator:
             voters=self._consensus.voters,
             me=self._me,
             term=self._consensus.term,
+            may_plan=now >= self._plan_not_before,
             active_requests=self._reports.active_requests,
             considered=self._considered if self._considered_epoch == state.epoch else frozenset(),
             broken_seconds=self._broken_seconds(state, now),
@@ -172,6 +174,9 @@ class Coordinator:
             case Demote(node_id=node_id):
                 log.info("node %s is no voter any more", short(node_id))
                 await self._consensus.remove_voter(node_id, timeout_seconds=_PROPOSE_SECONDS)
+            case HandOver():
+                log.info("another voter shall lead: this node is to vote no more")
+                await self._consensus.hand_over()
             case _:
                 assert_never(duty)
 

@@ -46,6 +46,7 @@ def registration_of(config: NodeConfig, me: NodeId) -> RegisterMember:
         config.node.role,
         __version__,
         carries_layers=config.node.capacity > 0,
+        zone=config.node.zone,
     )
 
 

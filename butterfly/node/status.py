@@ -90,6 +90,7 @@ def _member_view(member: Member, state: ClusterState, around: Surroundings) -> d
         "address": str(member.address),
         "http_address": str(member.http_address),
         "role": member.role,
+        "zone": member.zone,
         "version": member.version,
         "voter": member.node_id in around.voters,
         "alive": member.alive,

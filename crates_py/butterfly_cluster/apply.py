@@ -121,6 +121,7 @@ def _registered(known: Member | None, index: int, command: RegisterMember) -> Me
         role=command.role,
         version=command.version,
         carries_layers=command.carries_layers,
+        zone=command.zone,
         joined_index=known.joined_index if known else index,
     )
     if known is None:

@@ -30,6 +30,7 @@ class RegisterMember:
     role: Role
     version: str
     carries_layers: bool = True
+    zone: str = ""
     kind: Literal["register_member"] = "register_member"
 
 

@@ -6,97 +6,44 @@ look at whether it leads: a cut-off coordinator can wish, but only committed ent
 anything.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-
 from butterfly_cluster.commands import (
     ActAsCoordinator,
-    DescribeModel,
     MarkDown,
-    Order,
     PassValidation,
     RejectDigests,
+    RemoveMember,
     ReportPlanProblem,
 )
+from butterfly_cluster.observations import (
+    Act,
+    Demote,
+    Duty,
+    HandOver,
+    MakePlan,
+    Observations,
+    Policy,
+    Promote,
+    Propose,
+)
 from butterfly_cluster.state import Acting, Assignment, ClusterState, Member
+from butterfly_cluster.voters import voter_duty
 from butterfly_core.ids import NodeId, short
 from butterfly_core.layers import stage_parts
 
+__all__ = [
+    "Act",
+    "Demote",
+    "Duty",
+    "HandOver",
+    "MakePlan",
+    "Observations",
+    "Policy",
+    "Promote",
+    "Propose",
+    "coordinator_duty",
+]
+
 REST_SECONDS_MAX = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """How the coordinator decides; the configuration's words, in members and seconds."""
-
-    quorum_size: int = 1
-    dead_after_seconds: float = 3.0
-    plan_grace_seconds: float = 1.0
-    engine_grace_seconds: float = 60.0
-    rebalance_when_idle: bool = True
-    rebalance_after_seconds: float = 10.0
-    demote_after_seconds: float = 30.0
-    max_voters: int = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Observations:
-    """What the coordinator sees beside the log.
-
-    ``silent_seconds``: since each member was last heard. ``settled_seconds``: since the set of
-    live members and engines last changed, ``gathered_seconds`` of members alone.
-    ``broken_seconds``: since the present epoch was first seen broken. ``term``: in which this
-    node leads. ``considered``: engines that would change nothing in the epoch. ``described``: the
-    model as this node reads it from the source. ``root_of``: the Merkle root of all parts'
-    digests with the small files.
-    """
-
-    silent_seconds: Mapping[NodeId, float]
-    settled_seconds: float
-    gathered_seconds: float
-    voters: frozenset[NodeId]
-    me: NodeId
-    term: int
-    active_requests: int = 0
-    considered: frozenset[str] = frozenset()
-    broken_seconds: float = 0.0
-    described: DescribeModel | None = None
-    root_of: Callable[[Mapping[str, str]], str] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Act:
-    """Let it be committed that this node gives the orders from now on."""
-
-    command: ActAsCoordinator
-
-
-@dataclass(frozen=True, slots=True)
-class Propose:
-    """To be proposed as ``Ordered`` by who acts."""
-
-    command: Order
-
-
-@dataclass(frozen=True, slots=True)
-class MakePlan:
-    """Place all layers on these members' engines, as this epoch."""
-
-    epoch: int
-    machines: tuple[Member, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Promote:
-    node_id: NodeId
-
-
-@dataclass(frozen=True, slots=True)
-class Demote:
-    node_id: NodeId
-
-
-Duty = Act | Propose | MakePlan | Promote | Demote
 
 
 def coordinator_duty(state: ClusterState, seen: Observations, policy: Policy) -> Duty | None:
@@ -110,10 +57,11 @@ def coordinator_duty(state: ClusterState, seen: Observations, policy: Policy) ->
         return Act(ActAsCoordinator(by))
     return (
         _bury_the_dead(state, seen, policy)
-        or _choose_voters(state, seen, policy)
         or _describe(state, seen)
-        or _plan(state, seen, policy)
+        or (_plan(state, seen, policy) if seen.may_plan else None)
         or _judge_digests(state, seen)
+        or voter_duty(state, seen, policy)
+        or _forget_the_long_dead(state, seen, policy)
     )
 
 
@@ -125,38 +73,18 @@ def _bury_the_dead(state: ClusterState, seen: Observations, policy: Policy) -> D
     return None
 
 
-def _choose_voters(state: ClusterState, seen: Observations, policy: Policy) -> Duty | None:
-    """An odd number of voters among the live; coordinators by preference, then the oldest."""
-    wanted = min(len(state.live), policy.max_voters)
-    wanted -= 1 - wanted % 2
-    live = sorted(state.live, key=lambda member: member.role != "coordinator")
-    spare = [member.node_id for member in live if member.node_id not in seen.voters]
-    if spare and len(seen.voters) < wanted:
-        return Promote(spare[0])
-    gone = [voter for voter in sorted(seen.voters) if voter in state.departed and voter != seen.me]
-    if gone:
-        return Demote(gone[0])
-    dead = [
-        voter
-        for voter in sorted(seen.voters)
-        if voter in state.members
-        and not state.members[voter].alive
-        and seen.silent_seconds.get(voter, 0.0) > policy.demote_after_seconds
-    ]
-    if dead and spare:
-        return Demote(dead[0])
-    return _too_many_voters(state, seen, wanted)
-
-
-def _too_many_voters(state: ClusterState, seen: Observations, wanted: int) -> Duty | None:
-    """An even number of voters survives no more than one fewer. Never while one is down: the
-    others are its majority."""
-    voting = [member for member in state.live if member.node_id in seen.voters]
-    if len(voting) < len(seen.voters) or len(voting) <= wanted:
+def _forget_the_long_dead(state: ClusterState, seen: Observations, policy: Policy) -> Duty | None:
+    """Only while a majority of the voters lives without it; who returns registers again."""
+    live = {member.node_id for member in state.live} - seen.mute | {seen.me}
+    if 2 * len(seen.voters & live) <= len(seen.voters):
         return None
-    others = [member for member in voting if member.node_id != seen.me]
-    workers = [member for member in others if member.role != "coordinator"]
-    return Demote((workers or others)[-1].node_id)
+    for member in state.members.values():
+        silent = seen.silent_seconds.get(member.node_id, 0.0)
+        long_dead = not member.alive and silent > policy.forget_dead_after_seconds
+        if long_dead and member.node_id != seen.me:
+            reason = f"dead and not heard for {silent:.0f} s"
+            return Propose(RemoveMember(member.node_id, reason))
+    return None
 
 
 def _describe(state: ClusterState, seen: Observations) -> Duty | None:

@@ -81,6 +81,7 @@ def _registered(state: ClusterState, wanted: RegisterMember) -> bool:
         and member.role == wanted.role
         and member.version == wanted.version
         and member.carries_layers == wanted.carries_layers
+        and member.zone == wanted.zone
     )
 
 

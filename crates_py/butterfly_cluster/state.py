@@ -22,7 +22,8 @@ Role = Literal["worker", "coordinator"]
 @dataclass(frozen=True, slots=True)
 class Member:
     """One node of the cluster. ``engine`` names the run of its engine process that the
-    capacity was measured in; None while no engine runs."""
+    capacity was measured in; None while no engine runs. ``zone`` names what fails together,
+    as a rack or a building; empty when nobody said."""
 
     node_id: NodeId
     address: Address
@@ -34,6 +35,7 @@ class Member:
     engine: str | None = None
     capacity: Capacity | None = None
     joined_index: int = 0
+    zone: str = ""
 
 
 @dataclass(frozen=True, slots=True)

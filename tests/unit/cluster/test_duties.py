@@ -17,7 +17,6 @@ from butterfly_cluster.commands import (
 )
 from butterfly_cluster.duties import (
     Act,
-    Demote,
     Duty,
     MakePlan,
     Observations,
@@ -60,6 +59,7 @@ def seen(**changes: Any) -> Observations:
         voters=frozenset({node(1)}),
         me=node(1),
         term=1,
+        caught_up=frozenset(node(number) for number in range(1, 10)),
         described=MODEL,
         root_of=root_of,
     )
@@ -98,27 +98,6 @@ def test_the_dead_are_marked_first_and_the_coordinator_never_buries_itself() -> 
     assert isinstance(found, Propose)
     assert isinstance(found.command, MarkDown)
     assert found.command.node_id == node(2)
-
-
-def test_the_number_of_voters_is_odd_and_grows_with_the_cluster() -> None:
-    voters = frozenset({node(1)})
-    for live, promoted in ((1, False), (2, False), (3, True), (4, True)):
-        assert isinstance(duty(committed(joined(live)), voters=voters), Promote) is promoted
-    three = frozenset(node(n) for n in (1, 2, 3))
-    assert not isinstance(duty(committed(joined(4)), voters=three), Promote)
-    assert isinstance(duty(committed(joined(5)), voters=three), Promote)
-
-
-def test_a_voter_that_left_is_demoted_and_a_dead_one_only_for_a_live_replacement() -> None:
-    three = frozenset(node(n) for n in (1, 2, 3))
-    left = committed([RemoveMember(node(3), "test")], committed(joined(3)))
-    dead = committed([MarkDown(node(3), "test")], committed(joined(4)))
-    long_ago = {node(3): 99.0}
-
-    assert duty(left, voters=three) == Demote(node(3))
-    assert not isinstance(duty(left, voters=three, me=node(3)), Demote)
-    assert duty(dead, voters=three, silent_seconds=long_ago) == Demote(node(3))
-    assert not isinstance(duty(dead, voters=three), Demote)
 
 
 def test_the_model_is_described_until_it_is_proven() -> None:
@@ -264,16 +243,6 @@ def test_after_a_proof_without_a_manifest_what_differs_later_is_rejected_by_name
     assert found.command.node_id == node(2)
 
 
-def test_two_voters_become_one_and_never_while_a_third_is_down() -> None:
-    two = frozenset(node(n) for n in (1, 2))
-    three = two | {node(3)}
-    down = committed([MarkDown(node(3), "test")], committed(joined(3)))
-
-    assert duty(committed(joined(2)), voters=two) == Demote(node(2))
-    assert duty(committed(joined(2)), voters=two, me=node(2)) == Demote(node(1))
-    assert not isinstance(duty(down, voters=three), Demote)
-
-
 def test_a_pipeline_that_never_stands_is_tried_less_and_less_often() -> None:
     state = active(2)
     for epoch in (2, 3, 4):
@@ -295,8 +264,27 @@ def test_a_load_under_way_is_not_given_up_for_a_newcomer_unless_it_fails() -> No
     assert duty(failing, voters=three, considered=tried) is None
 
 
-def test_a_founder_that_has_not_registered_yet_stays_a_voter() -> None:
+def test_who_is_dead_for_a_day_is_forgotten_while_a_majority_lives_and_may_come_back() -> None:
+    dead = committed([MarkDown(node(4), "test")], active(4))
     three = frozenset(node(n) for n in (1, 2, 3))
+    day = {node(4): 86401.0}
+    off = replace(POLICY, rebalance_when_idle=False)
+    planned = committed([assigned(2, [1, 2, 3])], dead)
 
-    assert not isinstance(duty(ClusterState(), voters=three), Demote)
-    assert not isinstance(duty(committed(joined(1)), voters=three), Demote)
+    found = duty(planned, off, voters=three, silent_seconds=day)
+    assert isinstance(found, Propose)
+    assert isinstance(found.command, RemoveMember)
+    assert found.command.node_id == node(4)
+    assert duty(planned, off, voters=three, silent_seconds={node(4): 86399.0}) is None
+    more = three | {node(n) for n in (5, 6, 7)}
+    assert duty(planned, off, voters=more, silent_seconds=day) is None
+    gone = committed([found.command], planned)
+    assert node(4) not in gone.members
+    assert node(4) in committed([registered(4)], gone).members
+
+
+def test_a_plan_that_cannot_be_made_holds_up_nothing_else() -> None:
+    state = committed([*joined(3), MODEL])
+
+    assert isinstance(duty(state), MakePlan)
+    assert isinstance(duty(state, may_plan=False), Promote)
