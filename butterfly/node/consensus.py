@@ -98,6 +98,10 @@ class Consensus:
         """Since a leader with a majority was heard."""
         return self._raft.seconds_since_leader_heard if self._raft else float("inf")
 
+    def matched_index(self, node_id: NodeId) -> int | None:
+        """Up to where a node holds this leader's log; None when it is not connected."""
+        return self._raft.matched_index(node_id) if self._raft else None
+
     def join(self) -> None:
         """Begin; asking twice is harmless."""
         self._asked_to_join.set()
@@ -126,7 +130,7 @@ class Consensus:
             me=self._me,
             voters=formation.voters,
             data_dir=self._data_dir.path,
-            timing=self._timing,
+            timing=self.timing,
             dial=self._dial,
             apply=self._replica.apply,
             snapshot=self._replica.snapshot,
@@ -141,11 +145,12 @@ class Consensus:
         return raft
 
     @property
-    def _timing(self) -> Timing:
+    def timing(self) -> Timing:
+        """How long Raft waits for what."""
         return WAN if self._config.cluster.profile == "wan" else LAN
 
     async def _dial(self, peer: NodeId) -> ChannelLike:
-        return await self._peers.dial(peer, timeout_seconds=self._timing.connect_seconds)
+        return await self._peers.dial(peer, timeout_seconds=self.timing.connect_seconds)
 
     async def _tell_why_not_joined(self) -> None:
         while True:

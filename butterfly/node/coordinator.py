@@ -16,6 +16,7 @@ from butterfly.node.model import ModelReader
 from butterfly.node.planning import demand_of, make_plan, resident
 from butterfly.node.replica import Replica
 from butterfly.node.reports import Reports
+from butterfly_cluster.catching_up import CatchingUp
 from butterfly_cluster.commands import (
     ActAsCoordinator,
     AssignLayers,
@@ -95,6 +96,7 @@ class Coordinator:
         self._plan_not_before = 0.0
         self._silence_since = 0.0
         self._looked_at = clock()
+        self._catching_up = CatchingUp(consensus.timing.append_seconds)
         self._broken_epoch = 0
         self._broken_since = 0.0
 
@@ -147,6 +149,7 @@ class Coordinator:
             voters=self._consensus.voters,
             me=self._me,
             term=self._consensus.term,
+            caught_up=self._caught_up(state, now),
             may_plan=now >= self._plan_not_before,
             active_requests=self._reports.active_requests,
             considered=self._considered if self._considered_epoch == state.epoch else frozenset(),
@@ -154,6 +157,12 @@ class Coordinator:
             described=self._models.described,
             root_of=self._models.root_of if self._models.checkpoint else None,
         )
+
+    def _caught_up(self, state: ClusterState, now: float) -> frozenset[NodeId]:
+        consensus = self._consensus
+        learners = {member.node_id for member in state.live} - consensus.voters
+        matched = {node: consensus.matched_index(node) for node in learners}
+        return self._catching_up.look(now, consensus.commit_index, matched)
 
     def _broken_seconds(self, state: ClusterState, now: float) -> float:
         if state.broken_epoch != self._broken_epoch:
