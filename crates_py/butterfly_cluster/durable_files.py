@@ -4,27 +4,44 @@ A file is written beside its place, forced to the disk, renamed over the old one
 directory is forced too: after a crash the reader finds the old content or the new one.
 """
 
+import contextlib
 import fcntl
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from butterfly_core.errors import ConfigError, StorageError
 
 
-def write_durably(path: Path, data: bytes) -> None:
+def write_durably(path: Path, data: bytes, *, sync_file: Callable[[int], None] = os.fsync) -> None:
     """Replace the file's content; on return it is on the disk. Raises StorageError."""
     fresh = path.with_name(path.name + ".new")
     try:
-        with fresh.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.rename(path)
-        sync_directory(path.parent)
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+            sync_file(descriptor)
+        finally:
+            os.close(descriptor)
+        os.rename(fresh, path)
+        sync_directory(path.parent, sync_file)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(fresh)  # on a full disk half a file is in the way
         raise StorageError(
-            f"cannot write {path}: {error.strerror or error}; free space or repair the disk"
+            f"cannot write {path}: {error.strerror or error}; free space or repair the disk, "
+            "then start the node again"
         ) from error
+
+
+def name_sync(sync_file: Callable[[int], None]) -> Callable[[int], None]:
+    """What forces new names to the disk where ``sync_file`` forces content.
+
+    ``fdatasync`` of a directory may leave out a name that was just made (ext4 does).
+    """
+    return os.fsync if sync_file is os.fdatasync else sync_file
 
 
 def read_if_there(path: Path) -> bytes | None:
@@ -37,11 +54,11 @@ def read_if_there(path: Path) -> bytes | None:
         raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path, sync_file: Callable[[int], None] = os.fsync) -> None:
     """Force new and renamed names in the directory to the disk. Raises OSError."""
-    descriptor = os.open(directory, os.O_RDONLY)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        sync_file(descriptor)
     finally:
         os.close(descriptor)
 

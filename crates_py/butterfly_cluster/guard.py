@@ -13,14 +13,19 @@ member   votes are counted of voters only; a stranger may ask for one only with 
 vote1    one vote is counted per voter and term
 single   one uncommitted change of voters at a time (in ``raft_sync``)
 durable  votes leave after a sync, acknowledgements together after the sync of their tick
+mute     a node whose disk failed neither votes, stands, leads nor acknowledges until its end;
+         it only says from where on it needs the log, and follows in memory
 """
 
+import logging
 from collections import Counter
 from collections.abc import Callable
 
+from butterfly_cluster.elections import Elections
 from butterfly_cluster.raft_codec import Message
-from butterfly_cluster.raft_core import LEADER, Core
+from butterfly_cluster.raft_core import Core
 from butterfly_cluster.raft_doors import Send
+from butterfly_cluster.raft_insides import LEADER
 from butterfly_cluster.raft_log import (
     Accepted,
     Mismatch,
@@ -29,17 +34,19 @@ from butterfly_cluster.raft_log import (
     install_snapshot,
 )
 from butterfly_cluster.raft_timing import Timing
+from butterfly_core.errors import StorageError
 from butterfly_core.ids import NodeId
 
 _VOTES_COUNT_NOW = frozenset({"request_vote", "response_vote"})
-_PRE_VOTE_HOLDS_SECONDS = 0.2
-_ROUND_MAX = 1 << 52
+# What a node that cannot write is deaf to: votes and elections are for those who can remember.
+_ELECTION_TALK = frozenset(
+    {"request_vote", "response_vote", "pre_vote", "pre_vote_ok", "timeout_now"}
+)
+_log = logging.getLogger(__name__)
 
 
 class Guard:
     """Stands between the core and the channels. ``core`` is set right after construction."""
-
-    core: Core
 
     def __init__(
         self,
@@ -50,25 +57,46 @@ class Guard:
         chance: Callable[[], float],
     ) -> None:
         self._timing, self._send_to_channel = timing, send
-        self._clock, self._chance = clock, chance
+        self._clock = clock
+        self._elections = Elections(say=self._say, clock=clock, chance=chance)
         self._heard_at = float("-inf")
         self.dropped: Counter[str] = Counter()
-        self._transfer = False
         self._voted: dict[int, set[NodeId]] = {}
-        self._round: int | None = None
-        self._promised: set[NodeId] = set()
-        self._election_may_start_until: float | None = None
         self._acknowledgements: list[tuple[NodeId, Message]] = []
         self._handlers: dict[str, Callable[[NodeId, Message], None]] = {
             "stale": self._on_stale,
             "request_vote": self._on_request_vote,
             "response_vote": self._on_response_vote,
             "pre_vote": self._on_pre_vote,
-            "pre_vote_ok": self._on_pre_vote_ok,
+            "pre_vote_ok": self._elections.on_pre_vote_ok,
             "append_entries": self._on_append_entries,
             "next_node_idx": self._on_acknowledgement,
             "timeout_now": self._on_timeout_now,
         }
+
+    @property
+    def core(self) -> Core:
+        """The node behind this guard."""
+        return self._elections.core
+
+    @core.setter
+    def core(self, core: Core) -> None:
+        self._elections.core = core
+
+    @property
+    def mute(self) -> bool:
+        """True when the disk failed: nothing that a peer may rely on leaves this node."""
+        return self.core.journal.problem is not None
+
+    def fall_mute(self, problem: StorageError) -> None:
+        """The disk failed: lead no more, and go on in memory. Never raises."""
+        if not self.mute:
+            _log.error("this node neither votes nor acknowledges from now on: %s", problem)
+        self.core.journal.give_up(problem)
+        self._acknowledgements.clear()
+        self._elections.forget()
+        self._elections.transfer = False
+        self.core.step_down()
 
     def seconds_since_leader_heard(self) -> float:
         """How old the last word of a leader is; on the leader, of a majority."""
@@ -85,6 +113,9 @@ class Guard:
         """Send what pysyncobj wants to say, once it may be said."""
         kind = message["type"]
         stamped = {**message, "sender_term": self.core.term}
+        if self.mute and (kind in _ELECTION_TALK or message.get("success")):
+            self.dropped["mute"] += 1
+            return False
         if kind == "next_node_idx":
             self._acknowledge(peer, stamped)
             return True
@@ -94,7 +125,7 @@ class Guard:
         if kind in _VOTES_COUNT_NOW:
             self.core.journal.sync()
         if kind == "request_vote":
-            stamped["transfer"] = self._transfer
+            stamped["transfer"] = self._elections.transfer
         sent = self._send_to_channel(peer, stamped)
         if not sent and kind == "apply_command" and "request_id" in message:
             self.core.fail_request(message["request_id"])
@@ -119,7 +150,9 @@ class Guard:
     def receive(self, peer: NodeId, message: Message) -> None:
         """Handle a checked message. Raises ProtocolViolation, StorageError."""
         handler = self._handlers.get(message["type"])
-        if handler is None:
+        if self.mute and message["type"] in _ELECTION_TALK:
+            self.dropped["mute"] += 1
+        elif handler is None:
             self.core.deliver(peer, message)
         else:
             handler(peer, message)
@@ -168,20 +201,12 @@ class Guard:
         elif _log_of(message) >= (self.core.last_term, self.core.last_index):
             self._say(peer, {"type": "pre_vote_ok", "round": message["round"]})
 
-    def _on_pre_vote_ok(self, peer: NodeId, message: Message) -> None:
-        if message["round"] != self._round or peer not in self.core.others:
-            return
-        self._promised.add(peer)
-        if 2 * (len(self._promised) + 1) > len(self.core.others) + 1:
-            self._round = None
-            self._election_may_start_until = self._clock() + _PRE_VOTE_HOLDS_SECONDS
-
     def _on_append_entries(self, peer: NodeId, message: Message) -> None:
         if message["term"] < self.core.term:
             self._say(peer, {"type": "stale"})
             return
         self._heard_at = self._clock()
-        self._round = self._election_may_start_until = None
+        self._elections.forget()
         heartbeat = {"type": "append_entries", "term": message["term"]}
         self.core.deliver(peer, {**heartbeat, "commit_index": self.core.commit_index})
         if "serialized" in message:
@@ -230,7 +255,7 @@ class Guard:
 
     def _on_timeout_now(self, peer: NodeId, message: Message) -> None:
         if peer == self.core.leader and message["term"] >= self.core.term and self.core.is_voter:
-            self._transfer = True
+            self._elections.transfer = True
             self.core.deliver(peer, message)
 
     def _say(self, peer: NodeId, message: Message) -> None:
@@ -245,46 +270,18 @@ class Guard:
 
     def tick(self) -> None:
         """Sync, let the acknowledgements go, see to elections, tick. Raises StorageError."""
-        self.core.journal.sync()
+        if self.mute:
+            self.core.election_deadline = float("inf")
+        else:
+            self.core.journal.sync()
         waiting, self._acknowledgements = self._acknowledgements, []
         for peer, message in waiting:
             if message["sender_term"] == self.core.term:
                 self._send_to_channel(peer, message)
-        if self.core.is_voter:
-            self._see_to_elections()
+        if self.core.is_voter and not self.mute:
+            self._elections.tick()
         self.core.tick()
-        self._transfer = False  # the election it asked for began in this tick
-
-    def _see_to_elections(self) -> None:
-        core, now = self.core, self._clock()
-        if core.role == LEADER:
-            self._round = self._election_may_start_until = None
-            return
-        if self._transfer:
-            return
-        if not core.others:
-            core.election_deadline = 0.0  # a sole voter has nobody to wait for
-            return
-        if self._election_may_start_until is not None:
-            if now < self._election_may_start_until:
-                core.election_deadline = 0.0
-            self._election_may_start_until = None
-        elif core.election_deadline < now:
-            core.election_deadline = now + core.election_timeout()
-            if core.connected_to_anyone:
-                self._ask_around()
-
-    def _ask_around(self) -> None:
-        self._round, self._promised = int(self._chance() * _ROUND_MAX), set()
-        question = {
-            "type": "pre_vote",
-            "term": self.core.term + 1,
-            "last_log_index": self.core.last_index,
-            "last_log_term": self.core.last_term,
-            "round": self._round,
-        }
-        for peer in sorted(self.core.others):
-            self._say(peer, question)
+        self._elections.transfer = False  # the election it asked for began in this tick
 
 
 def _log_of(message: Message) -> tuple[int, int]:

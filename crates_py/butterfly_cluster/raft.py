@@ -11,18 +11,18 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from butterfly_cluster.guard import Guard
 from butterfly_cluster.membership import VoterChange
 from butterfly_cluster.raft_codec import Message
-from butterfly_cluster.raft_core import LEADER, Core
+from butterfly_cluster.raft_core import Core
 from butterfly_cluster.raft_doors import Callbacks
 from butterfly_cluster.raft_proposals import Proposals
-from butterfly_cluster.raft_statistics import statistics_of
 from butterfly_cluster.raft_timing import LAN, TICK_SECONDS, WAN, Timing
 from butterfly_cluster.raft_transport import ChannelLike, Dial, RaftTransport
+from butterfly_cluster.raft_view import RaftView
 from butterfly_cluster.snapshot import open_log, save_snapshot
 from butterfly_core.errors import ProtocolViolation, StorageError, Unreachable
 from butterfly_core.ids import NodeId
@@ -34,7 +34,7 @@ _SLIPS = (KeyError, IndexError, TypeError, ValueError, AttributeError, Assertion
 _log = logging.getLogger(__name__)
 
 
-class RaftNode:
+class RaftNode(RaftView):
     """Proposes, commits and applies commands together with the other nodes.
 
     ``voters`` is the first configuration of the cluster, the same on every node and at every
@@ -70,7 +70,6 @@ class RaftNode:
         chance = rng or random.SystemRandom()
         self._me, self._clock, self._timing = me, clock, timing
         self._wake = asyncio.Event()
-        self._failure: StorageError | None = None
         self._introduced: frozenset[NodeId] = frozenset()
         self._rumoured: frozenset[NodeId] = frozenset()
         self._slips = self._slips_in_a_row = 0
@@ -92,7 +91,7 @@ class RaftNode:
                 timing=timing,
                 journal=self._journal,
                 snapshot=saved,
-                save_snapshot=lambda data: save_snapshot(data_dir, data),
+                save_snapshot=lambda data: save_snapshot(data_dir, data, sync_file),
                 application=Callbacks(apply, snapshot, restore),
                 send=self._guard.send,
                 clock=clock,
@@ -104,72 +103,15 @@ class RaftNode:
             raise
         self._proposals = Proposals(self._core, self._wake.set, self._check)
 
-    # What it knows.
-
-    @property
-    def leader(self) -> NodeId | None:
-        """The leader this node follows or is; never a reason to act, only to tell."""
-        return self._core.leader
-
-    @property
-    def term(self) -> int:
-        """The newest term seen."""
-        return self._core.term
-
-    @property
-    def commit_index(self) -> int:
-        """Up to here the log is agreed."""
-        return self._core.commit_index
-
-    @property
-    def voters(self) -> frozenset[NodeId]:
-        """Who votes, by the newest configuration in this node's log."""
-        return self._core.voters
-
-    @property
-    def is_voter(self) -> bool:
-        """True when this node votes."""
-        return self._core.is_voter
-
-    @property
-    def is_leader(self) -> bool:
-        """True when this node believes so; a cut-off leader does for a moment."""
-        return self._core.role == LEADER
-
-    @property
-    def seconds_since_leader_heard(self) -> float:
-        """How old the last word of a leader is; on the leader, of a majority."""
-        return self._guard.seconds_since_leader_heard()
-
-    @property
-    def refusal(self) -> str:
-        """Why a Raft channel was refused last: another cluster, mostly; empty when never."""
-        return self._transport.last_refusal
-
-    def matched_index(self, peer: NodeId) -> int | None:
-        """On the leader: up to where a peer holds the log; None when it is not connected."""
-        if self._core.role != LEADER or peer not in self._transport.peers:
-            return None
-        return self._core.match_index(peer)
-
-    def statistics(self) -> Mapping[str, int | float]:
-        """Numbers for metrics and the status page."""
-        own = {"slips": self._slips, "proposals_waiting": self._proposals.waiting}
-        return {**statistics_of(self._core, self._guard, self._transport), **own}
-
     # What it does.
 
     async def run(self) -> None:
-        """Take part until cancelled. Raises StorageError when the disk fails."""
+        """Take part until cancelled; a disk that fails makes it mute (``disk_problem``)."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._transport.run(self._whom_to_dial), name="raft dial")
                 tasks.create_task(self._transport.ping(lambda: self.leader), name="raft ping")
                 await self._tick_for_ever()
-        except BaseExceptionGroup as group:
-            if self._failure is None or group.subgroup(StorageError) is None:
-                raise
-            raise self._failure from None
         finally:
             self.close()
 
@@ -240,14 +182,13 @@ class RaftNode:
         self._rumoured = frozenset({leader})
 
     def received(self, peer: NodeId, message: Message) -> None:
-        """Handle a checked message. Raises ProtocolViolation, StorageError."""
+        """Handle a checked message. Raises ProtocolViolation."""
         if self._ended:
             raise Unreachable("this node has ended")
         try:
             self._guard.receive(peer, message)
         except StorageError as error:
-            self._failure = error
-            raise
+            self._guard.fall_mute(error)
         except _SLIPS as error:
             self._slips += 1
             _log.exception("a %s message from %s confused this node", message["type"], peer)
@@ -267,14 +208,11 @@ class RaftNode:
                         await self._wake.wait()
 
     def _tick(self) -> None:
-        if self._failure is not None:
-            raise self._failure
         try:
             self._guard.tick()
             self._slips_in_a_row = 0
         except StorageError as error:
-            self._failure = error
-            raise
+            self._guard.fall_mute(error)
         except _SLIPS:
             self._slips += 1
             self._slips_in_a_row += 1
@@ -283,8 +221,6 @@ class RaftNode:
             _log.exception("a tick failed; the next one tries again")
 
     def _check(self) -> None:
-        if self._failure is not None:
-            raise self._failure
         if self._ended:
             raise Unreachable("this node has left the cluster's log; it was stopped")
 

@@ -14,6 +14,7 @@ from butterfly_cluster.membership import (
 )
 from butterfly_cluster.raft_codec import Message
 from butterfly_cluster.raft_doors import Answered, Application, Door, Send
+from butterfly_cluster.raft_insides import FOLLOWER, LEADER, Insides
 from butterfly_cluster.raft_sync import (
     FAILURES,
     Chance,
@@ -28,11 +29,10 @@ from butterfly_cluster.snapshot import Snapshot
 from butterfly_cluster.snapshot_shelf import SnapshotShelf
 from butterfly_core.ids import NodeId
 
-FOLLOWER, CANDIDATE, LEADER = 0, 1, 2
 _log = logging.getLogger(__name__)
 
 
-class Core:
+class Core(Insides):
     """One pysyncobj node on our journal, typed. Not safe to use from two threads."""
 
     def __init__(
@@ -50,10 +50,9 @@ class Core:
         chance: Chance,
         compact_after_entries: int,
     ) -> None:
-        self.me, self.journal = me, journal
+        super().__init__(me, journal)
         self.apply_failures = 0
         self._application, self._clock, self._chance = application, clock, chance
-        self._peers: set[NodeId] = set()
         self._voters_applied = founders if snapshot is None else snapshot.voters
         voters = fold_voters(self._voters_applied, (entry.command for entry in journal.entries))
         door = Door(journal, send, self._role_of_peer_changed)
@@ -65,97 +64,12 @@ class Core:
             configured(timing, door, compact_after_entries),
             transport=door,
         )
-        self.shelf = SnapshotShelf(snapshot, self._make_snapshot, save_snapshot)
+        self._save_snapshot = save_snapshot
+        self.shelf = SnapshotShelf(snapshot, self._make_snapshot, self._save_unless_mute)
         self.set("serializer", self.shelf)
         if snapshot is not None:
             application.restore(snapshot.state)
             self.set("raftLastApplied", snapshot.last.log_index)
-
-    # What it is.
-
-    def get(self, name: str) -> Any:
-        """A private attribute of SyncObj."""
-        return getattr(self._sync, f"_SyncObj__{name}")
-
-    def set(self, name: str, value: Any) -> None:
-        """Set a private attribute of SyncObj."""
-        setattr(self._sync, f"_SyncObj__{name}", value)
-
-    @property
-    def term(self) -> int:
-        return int(self.get("raftCurrentTerm"))
-
-    @property
-    def role(self) -> int:
-        """FOLLOWER, CANDIDATE or LEADER; a learner is a follower for ever."""
-        return int(self.get("raftState"))
-
-    @property
-    def leader(self) -> NodeId | None:
-        node = self.get("raftLeader")
-        return None if node is None else NodeId(node.id)
-
-    @property
-    def others(self) -> frozenset[NodeId]:
-        """The other voters, by the newest configuration in the log."""
-        return frozenset(NodeId(node.id) for node in self.get("otherNodes"))
-
-    @property
-    def is_voter(self) -> bool:
-        return self.get("selfNode") is not None
-
-    @property
-    def voters(self) -> frozenset[NodeId]:
-        return self.others | {self.me} if self.is_voter else self.others
-
-    @property
-    def commit_index(self) -> int:
-        return int(self.get("raftCommitIndex"))
-
-    @property
-    def applied_index(self) -> int:
-        return int(self.get("raftLastApplied"))
-
-    @property
-    def last_index(self) -> int:
-        return self.journal.entries[-1].log_index
-
-    @property
-    def last_term(self) -> int:
-        return self.journal.entries[-1].term
-
-    @property
-    def connected_to_anyone(self) -> bool:
-        return bool(self._peers) or not self.others
-
-    def match_index(self, peer: NodeId) -> int:
-        """Up to which entry a peer is known to hold the leader's log."""
-        return int(self.get("raftMatchIndex").get(self._node_of(peer), 0))
-
-    def next_index(self, peer: NodeId) -> int:
-        """Which entry the leader sends a peer next."""
-        return int(self.get("raftNextIndex").get(self._node_of(peer), 0))
-
-    def expect_next(self, peer: NodeId, index: int) -> None:
-        """Let the leader go on at this entry."""
-        if self.follows(peer):
-            self.get("raftNextIndex")[self._node_of(peer)] = index
-
-    def follows(self, peer: NodeId) -> bool:
-        """True when the leader keeps count of what the peer holds."""
-        return self._node_of(peer) in self.get("raftMatchIndex")
-
-    @property
-    def election_deadline(self) -> float:
-        return float(self.get("raftElectionDeadline"))
-
-    @election_deadline.setter
-    def election_deadline(self, deadline: float) -> None:
-        self.set("raftElectionDeadline", deadline)
-
-    def answered_at(self, peer: NodeId) -> float:
-        """When the leader last heard an acknowledgement of the peer, by its own clock."""
-        return float(self.get("lastResponseTime").get(voter_node(peer), float("-inf")))
 
     # What happens to it.
 
@@ -167,7 +81,7 @@ class Core:
         """Let pysyncobj handle a message that the guard let through."""
         self._enter()
         acknowledges = message["type"] == "next_node_idx"
-        node = self._node_of(peer) if acknowledges else voter_node(peer)
+        node = self.node_of(peer) if acknowledges else voter_node(peer)
         self.get("onMessageReceived")(node, message)
 
     def deliver_to_voter_to_be(self, peer: NodeId, message: Message) -> None:
@@ -189,7 +103,7 @@ class Core:
     def disconnected(self, peer: NodeId) -> None:
         self._enter()
         self._peers.discard(peer)
-        self.shelf.cancelTransmisstion(self._node_of(peer))
+        self.shelf.cancelTransmisstion(self.node_of(peer))
         if peer in self.others:
             self.get("onNodeDisconnected")(voter_node(peer))
         else:
@@ -213,6 +127,13 @@ class Core:
         self.get("setCurrentTerm")(term, None)
         self.get("setState")(FOLLOWER)
         self.set("raftLeader", None)
+
+    def step_down(self) -> None:
+        """Lead and stand no more; who leads is heard from the next leader."""
+        self._enter()
+        if self.role != FOLLOWER:
+            self.get("setState")(FOLLOWER)
+            self.set("raftLeader", None)
 
     def election_timeout(self) -> float:
         """A fresh random one, in seconds."""
@@ -283,11 +204,12 @@ class Core:
         self.get(f"on{gone}NodeDisconnected")(learner if becomes_voter else node)
         self.get(f"on{here}NodeConnected")(node if becomes_voter else learner)
 
+    def _save_unless_mute(self, data: bytes) -> None:
+        if self.journal.problem is None:
+            self._save_snapshot(data)
+
     def _make_snapshot(self, previous: Entry, last: Entry) -> Snapshot:
         return Snapshot(self._application.take_snapshot(), previous, last, self._voters_applied)
-
-    def _node_of(self, peer: NodeId) -> Any:
-        return voter_node(peer) if peer in self.others else learner_node(peer)
 
     def _enter(self) -> None:
         lend(self._clock, self._chance)

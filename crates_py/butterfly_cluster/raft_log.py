@@ -78,8 +78,10 @@ def install_snapshot(core: Core, data: bytes) -> Accepted:
     core.shelf.put(data)
     entries = entries_with_snapshot(core.journal.entries, snapshot)
     core.journal.commit_index = max(core.commit_index, snapshot.last.log_index)
-    core.journal.rewrite(entries)
-    core.adopt_snapshot(snapshot, fold_voters(snapshot.voters, (e.command for e in entries)))
+    try:
+        core.journal.rewrite(entries)
+    finally:  # a disk that fails now does not undo what the log in memory says
+        core.adopt_snapshot(snapshot, fold_voters(snapshot.voters, (e.command for e in entries)))
     waiting = core.get("commandsWaitingCommit")
     for index in sorted(index for index in waiting if index <= snapshot.last.log_index):
         for _, answered in waiting.pop(index):

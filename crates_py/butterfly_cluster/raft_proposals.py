@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 from butterfly_cluster.membership import MEMBERSHIP, NO_OP, REGULAR, VoterChange
 from butterfly_cluster.raft_codec import COMMAND_BYTES_MAX, is_command
-from butterfly_cluster.raft_core import LEADER, Core
+from butterfly_cluster.raft_core import Core
 from butterfly_cluster.raft_doors import Answered
+from butterfly_cluster.raft_insides import LEADER
 from butterfly_cluster.raft_sync import FAILURES
 from butterfly_cluster.raft_timing import TICK_SECONDS
 from butterfly_core.errors import InvalidValue, NotServing, Refused, Unreachable

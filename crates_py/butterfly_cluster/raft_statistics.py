@@ -1,7 +1,8 @@
 """One node's Raft numbers, for metrics and the status page."""
 
 from butterfly_cluster.guard import Guard
-from butterfly_cluster.raft_core import LEADER, Core
+from butterfly_cluster.raft_core import Core
+from butterfly_cluster.raft_insides import LEADER
 from butterfly_cluster.raft_transport import RaftTransport
 
 
@@ -16,6 +17,7 @@ def statistics_of(core: Core, guard: Guard, transport: RaftTransport) -> dict[st
         "voters": len(core.voters),
         "is_voter": int(core.is_voter),
         "is_leader": int(core.role == LEADER),
+        "is_mute": int(guard.mute),
         "peers_connected": len(transport.peers),
         "journal_syncs": core.journal.syncs,
         "snapshots_made": core.shelf.made,

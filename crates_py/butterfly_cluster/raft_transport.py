@@ -14,7 +14,7 @@ from typing import Protocol
 
 from butterfly_cluster.raft_codec import Message, decode_message, encode_message
 from butterfly_cluster.raft_timing import Timing
-from butterfly_core.errors import ButterflyError, ProtocolViolation, Refused, StorageError
+from butterfly_core.errors import ButterflyError, ProtocolViolation, Refused
 from butterfly_core.ids import NodeId, short
 
 LINKS_MAX = 1024
@@ -118,8 +118,6 @@ class RaftTransport:
             self.counts["refused"] += 1
             self.last_refusal = str(error)
             _log.warning("raft channel to %s refused: %s", short(peer), error)
-        except StorageError:
-            self.counts["storage_errors"] += 1  # the receiver keeps it and ends the node
         except (ButterflyError, OSError):
             self.counts["ended"] += 1
         finally:

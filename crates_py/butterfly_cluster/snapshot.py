@@ -1,16 +1,19 @@
 """The state at one index of the log, on disk and on its way to a node that is far behind."""
 
+import contextlib
+import os
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgpack
 
-from butterfly_cluster.durable_files import read_if_there, write_durably
-from butterfly_cluster.journal import Entry, Journal
+from butterfly_cluster.durable_files import name_sync, read_if_there, write_durably
+from butterfly_cluster.journal import Entry, Journal, load_journal
+from butterfly_cluster.journal_format import DamagedLog
 from butterfly_core.errors import InvalidValue, StorageError
 from butterfly_core.ids import NodeId, parse_node_id
 
@@ -78,13 +81,22 @@ def _entry(fields: Any) -> Entry:
     return Entry(command, index, term)
 
 
-def save_snapshot(data_dir: Path, data: bytes) -> None:
+def save_snapshot(
+    data_dir: Path, data: bytes, sync_file: Callable[[int], None] = os.fdatasync
+) -> None:
     """Put an encoded snapshot in the place of the old one. Raises StorageError."""
-    write_durably(data_dir / SNAPSHOT_NAME, data)
+    write_durably(data_dir / SNAPSHOT_NAME, data, sync_file=name_sync(sync_file))
+
+
+def check_log(data_dir: Path) -> None:
+    """Read snapshot and journal without changing them. Raises StorageError, DamagedLog."""
+    snapshot = _load(data_dir)
+    content = load_journal(data_dir / JOURNAL_NAME)
+    _must_meet([] if content is None else content.entries, snapshot, data_dir)
 
 
 def open_log(data_dir: Path, sync_file: Callable[[int], None]) -> tuple[Journal, Snapshot | None]:
-    """Open snapshot and journal and make them one log, or refuse. Raises StorageError.
+    """Open snapshot and journal and make them one log. Raises StorageError, DamagedLog.
 
     A crash between a new snapshot and the cut of the journal leaves a journal that begins too
     early or that differs from the snapshot. The snapshot holds committed entries only, so what
@@ -108,30 +120,31 @@ def _load(data_dir: Path) -> Snapshot | None:
     try:
         return decode_snapshot(data)
     except InvalidValue as error:
-        raise StorageError(
-            f"{path} is damaged: {error}. This node must not vote with it: "
-            "give the node a new identity, so that it joins again as a learner"
-        ) from error
+        raise DamagedLog(f"{path} is damaged: {error}") from error
 
 
 def _reconcile(journal: Journal, snapshot: Snapshot | None, data_dir: Path) -> None:
-    first = journal.entries[0].log_index if journal.entries else 1
+    _must_meet(journal.entries, snapshot, data_dir)
     if snapshot is None:
-        if first > 1:
-            raise StorageError(
-                f"{data_dir / SNAPSHOT_NAME} is missing, and the journal begins at {first}; "
-                "give the node a new identity, so that it joins again as a learner"
-            )
         return
-    if journal.entries and first > snapshot.last.log_index:
-        raise StorageError(
-            f"{data_dir}: the snapshot ends at {snapshot.last.log_index} and the journal begins at "
-            f"{first}; give the node a new identity, so that it joins again as a learner"
-        )
     entries = entries_with_snapshot(journal.entries, snapshot)
     journal.commit_index = max(journal.commit_index, snapshot.last.log_index)
     if entries != journal.entries:
-        journal.rewrite(entries)
+        with contextlib.suppress(StorageError):  # the journal keeps it as its problem
+            journal.rewrite(entries)
+
+
+def _must_meet(entries: Sequence[Entry], snapshot: Snapshot | None, data_dir: Path) -> None:
+    first = entries[0].log_index if entries else 1
+    if snapshot is None and first > 1:
+        raise DamagedLog(
+            f"{data_dir / SNAPSHOT_NAME} is missing, and the journal begins at {first}"
+        )
+    if snapshot is not None and first > snapshot.last.log_index and entries:
+        raise DamagedLog(
+            f"{data_dir}: the snapshot ends at {snapshot.last.log_index} and the journal begins at "
+            f"{first}"
+        )
 
 
 def entries_with_snapshot(entries: list[Entry], snapshot: Snapshot) -> list[Entry]:

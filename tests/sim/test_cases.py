@@ -1,7 +1,6 @@
 """Single hazards of Raft and of stock pysyncobj, each played out on virtual time."""
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 
 from butterfly_cluster.raft import RaftNode
 from butterfly_cluster.raft_codec import encode_message
-from butterfly_core.errors import InvalidValue, NotServing, Refused, StorageError, Unreachable
+from butterfly_core.errors import InvalidValue, NotServing, Refused, Unreachable
 from butterfly_core.ids import NodeId
 from tests.sim.cluster import Cluster, node_id
 from tests.sim.virtual_loop import run_virtually
@@ -323,50 +322,6 @@ def test_a_command_that_breaks_the_application_is_counted_not_fatal(tmp_path: Pa
         assert await cluster.write(ONE)
 
     play(tmp_path, story, 3)
-
-
-def test_a_disk_that_fails_ends_the_node_and_not_the_cluster(tmp_path: Path) -> None:
-    async def story(cluster: Cluster) -> None:
-        leader = await cluster.until_led()
-
-        def full(_: int) -> None:
-            raise OSError(28, "No space left on device")
-
-        cluster.nodes[leader]._journal._sync_file = full
-        with contextlib.suppress(Unreachable, StorageError):
-            await cluster.nodes[leader].propose(b"{}", timeout_seconds=1)
-        task = cluster._tasks[leader]
-        with pytest.raises(StorageError, match="No space left"):
-            await asyncio.wait_for(asyncio.shield(task), 5)
-        rest = next(me for me in cluster.everyone if me != leader)
-        del cluster.nodes[leader], cluster._tasks[leader]
-        cluster.network.drop_node(leader)
-        assert await cluster.write(rest, 5)
-
-    play(tmp_path, story, 3)
-
-
-def test_a_disk_too_full_for_a_snapshot_ends_the_node(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def story(cluster: Cluster) -> None:
-        await writes(cluster, ONE, 5)
-
-        def full(_: Path, __: bytes) -> None:
-            raise StorageError("cannot write the snapshot: No space left on device")
-
-        monkeypatch.setattr("butterfly_cluster.raft.save_snapshot", full)
-        cluster.nodes[ONE].compact_soon()
-        task = cluster._tasks.pop(ONE)
-        del cluster.nodes[ONE]
-        with pytest.raises(StorageError, match="No space left"):
-            await asyncio.wait_for(task, 5)
-        monkeypatch.undo()
-        cluster.start(ONE)
-        assert await cluster.write(ONE)
-        await cluster.until_equal()
-
-    play(tmp_path, story, 1)
 
 
 def test_two_clusters_never_mix(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from butterfly_cluster.raft_core import FOLLOWER, LEADER
+from butterfly_cluster.raft_insides import FOLLOWER, LEADER
 from butterfly_cluster.raft_log import Accepted, Mismatch, accept_entries, install_snapshot
 from butterfly_core.errors import ProtocolViolation
 from butterfly_core.ids import NodeId

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from butterfly_cluster.journal import MAGIC, Entry, Journal
+from butterfly_cluster.journal_format import DamagedLog, entry_record
 from butterfly_core.errors import ConfigError, StorageError
 
 
@@ -85,6 +86,7 @@ def test_what_was_not_synced_is_gone_after_a_kill(tmp_path: Path) -> None:
 def test_one_sync_serves_all_that_waits(tmp_path: Path) -> None:
     synced: list[int] = []
     journal = Journal(tmp_path / "j", sync_file=synced.append)
+    synced.clear()
     for index in range(1, 100):
         journal.append(entry(index))
     journal.sync()
@@ -120,21 +122,26 @@ def test_after_a_torn_tail_new_records_follow_the_good_ones(tmp_path: Path) -> N
     assert Journal(tmp_path / "j").entries[-1] == entry(7, term=2)
 
 
-def test_any_flipped_byte_is_refused_or_cuts_the_tail_only(
-    example: Example, tmp_path: Path
+@pytest.mark.parametrize("flip", [0x01, 0x41, 0xFF])
+def test_any_flipped_byte_is_refused_the_last_record_s_too(
+    flip: int, example: Example, tmp_path: Path
 ) -> None:
-    data, refused = example.data, 0
+    """What was synced may be acknowledged, so it is never taken for a torn tail."""
+    data = example.data
     for place in range(len(data)):
-        (tmp_path / "j").write_bytes(data[:place] + bytes([data[place] ^ 0x41]) + data[place + 1 :])
-        try:
-            journal = quick(tmp_path / "j")
-        except StorageError:
-            refused += 1
-            continue
-        assert state_of(journal) in example.states[-2:]  # nothing but the last record went
-        journal.close()
+        (tmp_path / "j").write_bytes(data[:place] + bytes([data[place] ^ flip]) + data[place + 1 :])
+        with pytest.raises(DamagedLog):
+            quick(tmp_path / "j")
 
-    assert refused > len(data) // 2
+
+@pytest.mark.parametrize("unwritten", [600, 1100, 5000])
+def test_a_tail_that_was_never_written_is_cut(
+    unwritten: int, example: Example, tmp_path: Path
+) -> None:
+    torn = entry_record(Entry(b"\0" + b"x" * 9000, 7, 2))[:-unwritten] + bytes(unwritten)
+    (tmp_path / "j").write_bytes(example.data + torn)
+
+    assert state_of(quick(tmp_path / "j")) == example.states[-1]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -152,12 +159,12 @@ def test_garbage_never_becomes_another_state(
     journal.close()
 
 
-def test_a_damaged_journal_says_what_to_do(example: Example, tmp_path: Path) -> None:
+def test_a_damaged_journal_says_where(example: Example, tmp_path: Path) -> None:
     damaged = bytearray(example.data)
     damaged[len(MAGIC) + 20] ^= 1
     (tmp_path / "j").write_bytes(damaged)
 
-    with pytest.raises(StorageError, match="give the node a new identity"):
+    with pytest.raises(DamagedLog, match=r"j is damaged: the record at byte 8 is bad"):
         Journal(tmp_path / "j")
 
 
@@ -202,16 +209,73 @@ def test_a_failed_sync_is_never_forgotten(code: int, tmp_path: Path) -> None:
         if failures:
             raise failures.pop()
 
-    journal = Journal(tmp_path / "j", sync_file=sync_file)
+    journal = quick(tmp_path / "j")
+    journal._sync_file = sync_file
     journal.append(entry(1))
-    with pytest.raises(StorageError, match="stops voting"):
+    with pytest.raises(StorageError, match="start the node again"):
         journal.sync()
     with pytest.raises(StorageError):
         journal.sync()
-    with pytest.raises(StorageError):
-        journal.append(entry(2))
-    with pytest.raises(StorageError):
-        journal.set_term(3, None)
+    assert not failures
+    assert journal.problem is not None
+
+
+def test_after_a_failure_the_log_goes_on_in_memory_only(tmp_path: Path) -> None:
+    filled(tmp_path / "j")
+    journal = quick(tmp_path / "j")
+    before = (tmp_path / "j").read_bytes()
+    journal.give_up(StorageError("worn out"))
+    journal.append(entry(7, term=2))
+    journal.set_term(9, "c" * 32)
+    journal.rewrite(journal.entries[2:])
+
+    assert [e.log_index for e in journal.entries] == [3, 4, 5, 6, 7]
+    assert (journal.term, journal.vote, journal.dirty) == (9, "c" * 32, False)
+    assert (tmp_path / "j").read_bytes() == before
+    with pytest.raises(StorageError, match="worn out"):
+        journal.sync()
+
+
+def test_a_journal_that_cannot_be_written_at_start_is_read_and_has_a_problem(
+    tmp_path: Path,
+) -> None:
+    filled(tmp_path / "j")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    journal = Journal(tmp_path / "j", sync_file=full)
+    assert journal.problem is not None
+    assert (journal.entries[-1], journal.term) == (entry(6, term=2), 2)
+
+
+def test_a_new_journal_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(StorageError, match="No space left on device; free space"):
+        Journal(tmp_path / "j", sync_file=full)
+
+
+def test_what_was_read_is_written_anew_before_anything_is_added(tmp_path: Path) -> None:
+    """The process before may have failed to sync it, and only the page cache holds it now."""
+    filled(tmp_path / "j")
+    synced: list[int] = []
+    before = (tmp_path / "j").stat().st_ino
+    Journal(tmp_path / "j", sync_file=synced.append)
+
+    assert (tmp_path / "j").stat().st_ino != before
+    assert len(synced) == 2  # the new file and its name
+
+
+def test_nothing_is_added_to_a_closed_journal(tmp_path: Path) -> None:
+    journal = quick(tmp_path / "j")
+    journal.close()
+
+    with pytest.raises(StorageError, match="is closed"):
+        journal.append(entry(1))
+    with pytest.raises(StorageError, match="is closed"):
+        journal.rewrite([])
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from butterfly_cluster.journal import Entry, Journal
+from butterfly_cluster.journal_format import DamagedLog
 from butterfly_cluster.membership import VoterChange, fold_voters
 from butterfly_cluster.snapshot import (
     JOURNAL_NAME,
@@ -16,7 +17,7 @@ from butterfly_cluster.snapshot import (
     save_snapshot,
 )
 from butterfly_cluster.snapshot_shelf import SnapshotShelf
-from butterfly_core.errors import InvalidValue, ProtocolViolation, StorageError
+from butterfly_core.errors import InvalidValue, ProtocolViolation
 from butterfly_core.ids import NodeId
 
 A, B, C = (NodeId(digit * 32) for digit in "abc")
@@ -83,21 +84,21 @@ def test_a_hole_between_snapshot_and_journal_is_refused(tmp_path: Path) -> None:
     journal_of(tmp_path, entry(8), entry(9))
     save_snapshot(tmp_path, snapshot_at(6).encode())
 
-    with pytest.raises(StorageError, match="ends at 6 and the journal begins at 8"):
+    with pytest.raises(DamagedLog, match="ends at 6 and the journal begins at 8"):
         open_log(tmp_path, os.fdatasync)
 
 
 def test_a_cut_journal_without_its_snapshot_is_refused(tmp_path: Path) -> None:
     journal_of(tmp_path, entry(8), entry(9))
 
-    with pytest.raises(StorageError, match="is missing"):
+    with pytest.raises(DamagedLog, match="is missing"):
         open_log(tmp_path, os.fdatasync)
 
 
 def test_a_damaged_snapshot_is_refused(tmp_path: Path) -> None:
     (tmp_path / SNAPSHOT_NAME).write_bytes(snapshot_at(6).encode()[:-1])
 
-    with pytest.raises(StorageError, match="new identity"):
+    with pytest.raises(DamagedLog, match="its checksum does not match"):
         open_log(tmp_path, os.fdatasync)
 
 
