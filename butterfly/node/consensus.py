@@ -16,12 +16,13 @@ from butterfly.config import NodeConfig
 from butterfly.node.addresses import AddressBook
 from butterfly.node.local import Local, Problem
 from butterfly.node.replica import Replica
-from butterfly_cluster.bootstrap import FoundingSettings
 from butterfly_cluster.commands import Command, encode_command
 from butterfly_cluster.founding import AskPeers, Formation, Founding
 from butterfly_cluster.founding_messages import proposal_from_map
+from butterfly_cluster.founding_sight import FoundingSettings
 from butterfly_cluster.identity import DataDir
 from butterfly_cluster.raft import LAN, WAN, ChannelLike, RaftNode, Timing
+from butterfly_cluster.registry import Directory
 from butterfly_core.address import Address, parse_address
 from butterfly_core.errors import ButterflyError, NotServing
 from butterfly_core.ids import ClusterId, NodeId
@@ -48,6 +49,7 @@ class Consensus:
         local: Local,
         *,
         peers: Peers,
+        directory: Directory,
         addresses: AddressBook,
         replica: Replica,
         clock: Callable[[], float] = time.monotonic,
@@ -60,11 +62,12 @@ class Consensus:
         self._data_dir = data_dir
         self._local = local
         self._peers = peers
+        self._directory = directory
         self._addresses = addresses
         self._replica = replica
         self._clock, self._rng, self._sync_file = clock, rng, sync_file
         self._asked_to_join = asyncio.Event()
-        self._founding = Founding(data_dir, _founding_settings(config))
+        self._founding = Founding(data_dir, _founding_settings(config), directory)
         self._raft: RaftNode | None = None
         self.leader_changes = 0
         self._last_leader: NodeId | None = None
@@ -170,16 +173,22 @@ class Consensus:
             await asyncio.sleep(_WATCH_SECONDS)
 
     async def _find_the_others(self) -> None:
-        """While no leader is heard, ask the seeds where everybody is.
+        """While no leader is heard, ask those that the source names where everybody is.
 
         Nodes that joined through one founder know only that founder, and the leader may be
         another one; a node may also have moved while this one was away.
         """
         while True:
             if self.leader is None:
-                for seed in self._config.cluster.seed_nodes:
+                for seed in await self._seeds():
                     await self._learn_from(seed)
             await asyncio.sleep(_WATCH_SECONDS)
+
+    async def _seeds(self) -> tuple[Address, ...]:
+        try:
+            return tuple(parse_address(seed) for seed in await self._directory.seeds())
+        except (ButterflyError, OSError):
+            return ()  # its source has not answered yet; /status says so
 
     async def _learn_from(self, seed: Address) -> None:
         try:
@@ -238,7 +247,8 @@ def _founding_settings(config: NodeConfig) -> FoundingSettings:
     return FoundingSettings(
         cluster_name=cluster.cluster_name,
         address=str(config.node.advertise_address),
-        seeds=tuple(str(seed) for seed in cluster.seed_nodes),
+        source=cluster.discovery_method,
+        quorum_size=cluster.quorum_size,
         role=config.node.role,
         voters_max=cluster.max_voters,
         grace_seconds=cluster.founding_grace_seconds,

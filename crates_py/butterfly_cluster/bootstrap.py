@@ -1,113 +1,88 @@
 """How a cluster is born once, and how a node finds the one that is there. Pure.
 
-A cluster is born by durable promises of a majority of its expected founders: the entries of
-``seed_nodes``. The founder with the smallest id among those that are up asks for the
-promises. A node promises once; two majorities of one list share a node, so two births would
-need one node to promise twice. A promise binds until the candidate itself has dropped the
-proposal, on its own disk, without having founded with it.
+A cluster is born by durable promises of its expected founders: the addresses that the node's
+source names now. From a static list a majority of it must promise, and two majorities of one
+list share a node. A list that may change or differ by viewer (DNS, multicast, Consul) needs
+``quorum_size`` promises as well; while that is more than half of all machines, any two births
+share a node. A node promises once (``promises``), so there are no two births.
 
-A node founds only when its own address is in its list, or when its list is empty and its
-role is coordinator. Everybody else waits for a cluster and joins it as a learner.
+The founder with the smallest id among those that are up asks for the promises; with a
+registry, the one that holds the ``Claim``. A node founds only when its own address is in the
+list, or when ``seed_nodes`` is empty and its role is coordinator. Everybody else waits for a
+cluster and joins it as a learner.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
-from butterfly_cluster.founding_messages import Proposal, Verdict, WhoAmI, cluster_id_of
+from butterfly_cluster.claims import CLAIM_GONE_SECONDS, Claim
+from butterfly_cluster.founding_messages import WhoAmI, cluster_id_of
+from butterfly_cluster.founding_sight import (
+    Answers,
+    Decision,
+    Found,
+    FoundingSettings,
+    Join,
+    Sight,
+    SourceName,
+    TakeClaim,
+    Wait,
+)
 from butterfly_core.errors import ConfigError
-from butterfly_core.ids import ClusterId, NodeId, short
+from butterfly_core.ids import NodeId, short
+
+_LISTS: Mapping[SourceName, str] = {
+    "static": "seed_nodes",
+    "dns": "the list from DNS",
+    "multicast": "the list heard by multicast",
+    "consul": "the list in Consul",
+}
 
 
-@dataclass(frozen=True, slots=True)
-class FoundingSettings:
-    """What the configuration says; addresses as ``host:port``."""
-
-    cluster_name: str
-    address: str
-    seeds: tuple[str, ...]
-    role: Literal["worker", "coordinator"] = "worker"
-    voters_max: int = 5
-    grace_seconds: float = 5.0
+def promises_needed(settings: FoundingSettings, seeds: Sequence[str]) -> int:
+    """How many promises, this node's own among them, make a cluster of this list."""
+    majority = len(set(seeds)) // 2 + 1
+    if settings.is_dynamic:
+        return max(majority, settings.quorum_size)
+    return majority if seeds else 1
 
 
-# What a node that belongs nowhere should do now.
-
-
-@dataclass(frozen=True, slots=True)
-class Join:
-    """There is a cluster: belong to it."""
-
-    cluster_id: ClusterId
-    founders: tuple[NodeId, ...]
-    members: Mapping[NodeId, str]
-    voters: tuple[NodeId, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """Collect promises for these voters; alone, no other promise is needed."""
-
-    voters: tuple[NodeId, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Ask again later; the reason is for the status page."""
-
-    reason: str
-    alarming: bool = False
-
-
-Decision = Join | Found | Wait
-Answers = Mapping[str, WhoAmI | str]
-"""By seed address: the answer, or why there is none."""
-
-
-def majority_of(settings: FoundingSettings) -> int:
-    """How many promises make a cluster."""
-    return len(set(settings.seeds)) // 2 + 1
-
-
-def may_found(me: NodeId, settings: FoundingSettings, answers: Answers) -> bool:
-    """True when this node is one of its own seeds, by address or because it answered there."""
-    if not settings.seeds:
+def may_found(me: NodeId, settings: FoundingSettings, sight: Sight) -> bool:
+    """True when this node is one of its own list, by address or because it answered there."""
+    if not settings.is_dynamic and not sight.seeds:
         return settings.role == "coordinator"
-    if settings.address in settings.seeds:
+    if settings.address in sight.seeds:
         return True
-    return any(isinstance(heard, WhoAmI) and heard.node_id == me for heard in answers.values())
+    return any(answer.node_id == me for answer in sight.heard)
 
 
-def decide(
-    me: NodeId, settings: FoundingSettings, answers: Answers, majority_seen_seconds: float
-) -> Decision:
-    """What to do, given what the seeds answered.
-
-    ``majority_seen_seconds``: for how long a majority of the founders has been in sight.
-    Raises ConfigError when waiting can never help.
-    """
-    if not settings.seeds:
+def decide(me: NodeId, settings: FoundingSettings, sight: Sight) -> Decision:
+    """What to do, given what was seen. Raises ConfigError when waiting can never help."""
+    if not settings.is_dynamic and not sight.seeds:
         if settings.role == "coordinator":
             return Found((me,))
         raise ConfigError(
             "seed_nodes is empty: a worker joins through a seed; name at least one node, "
             "or give one node the role coordinator"
         )
-    heard = [answer for answer in answers.values() if isinstance(answer, WhoAmI)]
-    found = _formed(settings, heard)
+    found = _claimed(settings, sight, _formed(settings, sight))
     if found is not None:
         return found
-    if not may_found(me, settings, answers):
+    if settings.is_dynamic and len(set(sight.seeds)) < settings.quorum_size:
         return Wait(
-            f"no seed of {_listed(settings.seeds)} belongs to a cluster yet"
-            f"{_silent(answers)}; this node's address {settings.address} is not in the list, "
+            f"{_LISTS[settings.source]} names {listed(sight.seeds)}, and a cluster begins with "
+            f"{settings.quorum_size} nodes or more (quorum_size)"
+        )
+    if not may_found(me, settings, sight):
+        return Wait(
+            f"no node of {listed(sight.seeds)} belongs to a cluster yet{_silent(sight.answers)}; "
+            f"this node's address {settings.address} is not in {_LISTS[settings.source]}, "
             "so it joins and never founds"
         )
-    return _found_or_wait(me, settings, answers, heard, majority_seen_seconds)
+    return _found_or_wait(me, settings, sight)
 
 
-def _formed(settings: FoundingSettings, heard: Sequence[WhoAmI]) -> Join | Wait | None:
-    formed = [answer for answer in heard if answer.cluster_id is not None]
+def _formed(settings: FoundingSettings, sight: Sight) -> Join | Wait | None:
+    formed = [answer for answer in sight.heard if answer.cluster_id is not None]
     for answer in formed:
         if answer.cluster_name != settings.cluster_name:
             return Wait(_other_name(settings, answer), alarming=True)
@@ -135,82 +110,115 @@ def _formed(settings: FoundingSettings, heard: Sequence[WhoAmI]) -> Join | Wait 
     return Join(cluster_id, founders, members, tuple(voters))
 
 
-def _found_or_wait(
-    me: NodeId,
-    settings: FoundingSettings,
-    answers: Answers,
-    heard: Sequence[WhoAmI],
-    majority_seen_seconds: float,
-) -> Decision:
-    for answer in heard:
-        problem = _disagreement(settings, answer)
+def _claimed(
+    settings: FoundingSettings, sight: Sight, formed: Join | Wait | None
+) -> Join | Wait | None:
+    """What the claim adds: that a cluster exists, also when nobody of it answers."""
+    claim = sight.claim
+    if claim is None or claim.cluster_id is None or isinstance(formed, Wait):
+        return formed
+    key = f"the key butterfly/{settings.cluster_name}/founding in Consul"
+    if formed is None:
+        return Wait(
+            f"the cluster {claim.cluster_id} exists (founded by node {short(claim.candidate)}, "
+            f"says the claim in Consul), and no member of it answers at {listed(sight.seeds)}"
+            f"{_silent(sight.answers)}; start its nodes. Only if they are gone for good, "
+            f"delete {key}",
+            alarming=True,
+        )
+    if formed.cluster_id != claim.cluster_id:
+        where = listed(answer.address for answer in sight.heard if answer.cluster_id)
+        return Wait(
+            f"there are 2 clusters under the name {settings.cluster_name!r}: {formed.cluster_id} "
+            f"(at {where}) and {claim.cluster_id} (says the claim in Consul); if the second one "
+            f"is gone for good, delete {key}",
+            alarming=True,
+        )
+    return formed
+
+
+def _found_or_wait(me: NodeId, settings: FoundingSettings, sight: Sight) -> Decision:
+    for answer in sight.heard:
+        problem = _disagreement(settings, sight.seeds, answer)
         if answer.node_id != me and problem is not None:
-            return Wait(problem, alarming=True)
-    present = sorted({me, *(answer.node_id for answer in heard)})
-    expected, needed = len(set(settings.seeds)), majority_of(settings)
+            return problem
+    present = sorted({me, *(answer.node_id for answer in sight.heard)})
+    expected, needed = len(set(sight.seeds)), promises_needed(settings, sight.seeds)
     if len(present) < needed:
         return Wait(
-            f"{len(present)} of {expected} founders {_listed(settings.seeds)} are up, "
-            f"{needed} are needed{_silent(answers)}"
+            f"{len(present)} of {expected} founders {listed(sight.seeds)} are up, "
+            f"{needed} are needed{_silent(sight.answers)}"
+        )
+    if settings.source == "consul" and sight.claim is not None:
+        holding = _holding_the_claim(me, present, sight.claim, sight)
+        if holding is not None:
+            return holding
+    elif present[0] != me:
+        return Wait(f"node {short(present[0])} (smallest id) founds the cluster; waiting for it")
+    left = settings.grace_seconds - sight.gathered_seconds
+    if left > 0 and (settings.is_dynamic or len(present) < expected):
+        others = "more may come" if len(present) == expected else "the others have"
+        return Wait(
+            f"{len(present)} of {expected} founders {listed(sight.seeds)} are up; {others} "
+            f"within {left:.1f} s{_silent(sight.answers)}"
+        )
+    if settings.source == "consul" and sight.claim is None:
+        return TakeClaim(None)
+    others_by_id = [node for node in present if node != me]
+    return Found(tuple(sorted([me, *others_by_id[: settings.voters_max - 1]])))
+
+
+def _holding_the_claim(
+    me: NodeId, present: Sequence[NodeId], claim: Claim, sight: Sight
+) -> Wait | TakeClaim | None:
+    """None when this node holds it; otherwise whom to wait for, or that it is free again."""
+    if claim.candidate == me:
+        return None
+    holder = short(claim.candidate)
+    if claim.candidate in present:
+        return Wait(f"node {holder} holds the claim in Consul and founds; waiting for it")
+    left = CLAIM_GONE_SECONDS - sight.claim_silent_seconds
+    if left > 0:
+        return Wait(
+            f"node {holder} holds the claim in Consul and does not answer at "
+            f"{listed(sight.seeds)}; it is taken over in {left:.0f} s"
         )
     if present[0] != me:
-        return Wait(f"node {short(present[0])} (smallest id) founds the cluster; waiting for it")
-    if len(present) < expected and majority_seen_seconds < settings.grace_seconds:
         return Wait(
-            f"{len(present)} of {expected} founders are up; the others have "
-            f"{settings.grace_seconds - majority_seen_seconds:.1f} s more{_silent(answers)}"
+            f"node {short(present[0])} (smallest id) takes over the claim of node {holder}, "
+            "which is gone; waiting for it"
         )
-    return Found(tuple(present[: settings.voters_max]))
+    return TakeClaim(claim)
 
 
-def _disagreement(settings: FoundingSettings, answer: WhoAmI) -> str | None:
+def _disagreement(settings: FoundingSettings, seeds: Sequence[str], answer: WhoAmI) -> Wait | None:
     if answer.cluster_name != settings.cluster_name:
-        return _other_name(settings, answer)
-    if set(answer.seeds) != set(settings.seeds):
-        return (
-            f"the founders do not agree: this node's seed_nodes is {_listed(settings.seeds)}, "
-            f"that of {answer.address} is {_listed(answer.seeds)}; give both the same list"
+        return Wait(_other_name(settings, answer), alarming=True)
+    if settings.is_dynamic and answer.quorum_size not in (0, settings.quorum_size):
+        return Wait(
+            f"the founders do not agree: quorum_size is {settings.quorum_size} here and "
+            f"{answer.quorum_size} at {answer.address}; give both the same",
+            alarming=True,
         )
-    return None
+    if set(answer.seeds) == set(seeds):
+        return None
+    if settings.is_dynamic and not answer.seeds:
+        return Wait(f"{answer.address} does not know the founders yet; waiting for it")
+    what = _LISTS[settings.source]
+    advice = (
+        f"waiting until it is the same; {settings.source} may show them different answers"
+        if settings.is_dynamic
+        else "give both the same list"
+    )
+    return Wait(
+        f"the founders do not agree: {what} is {listed(seeds)} at this node and "
+        f"{listed(answer.seeds)} at {answer.address}; {advice}",
+        alarming=not settings.is_dynamic,
+    )
 
 
-def consider(
-    proposal: Proposal,
-    me: NodeId,
-    settings: FoundingSettings,
-    *,
-    cluster_id: ClusterId | None,
-    promise: Proposal | None,
-) -> Verdict:
-    """May this node promise? The caller writes a granted promise down before it answers."""
-    if proposal.cluster_name != settings.cluster_name:
-        return Verdict(
-            False, f"this node is of {settings.cluster_name!r}, not {proposal.cluster_name!r}"
-        )
-    if cluster_id is not None:
-        return Verdict(False, f"this node belongs to the cluster {cluster_id} already")
-    if set(proposal.seeds) != set(settings.seeds):
-        return Verdict(
-            False,
-            f"the founders do not agree: {short(proposal.candidate)} lists "
-            f"{_listed(proposal.seeds)}, {settings.address} lists {_listed(settings.seeds)}",
-        )
-    if promise is None or promise.candidate == proposal.candidate:
-        return Verdict(True, "promised")
-    if promise.candidate == me and proposal.candidate < me:
-        return Verdict(True, "promised; this node drops its own proposal")
-    return Verdict(False, f"promised to {short(promise.candidate)} already")
-
-
-def is_released(promise: Proposal, answers: Answers) -> bool:
-    """True when the candidate itself shows that it dropped the proposal without founding."""
-    for answer in answers.values():
-        if isinstance(answer, WhoAmI) and answer.node_id == promise.candidate:
-            return answer.cluster_id is None and answer.promised_number != promise.number
-    return False
-
-
-def _listed(addresses: Iterable[str]) -> str:
+def listed(addresses: Iterable[str]) -> str:
+    """Addresses as they stand in a sentence."""
     return "[" + ", ".join(sorted(addresses)) + "]"
 
 
@@ -222,5 +230,5 @@ def _silent(answers: Answers) -> str:
 def _other_name(settings: FoundingSettings, answer: WhoAmI) -> str:
     return (
         f"{answer.address} belongs to {answer.cluster_name!r}, this node to "
-        f"{settings.cluster_name!r}; correct cluster_name or seed_nodes"
+        f"{settings.cluster_name!r}; correct cluster_name or {_LISTS[settings.source]}"
     )

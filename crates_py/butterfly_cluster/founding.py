@@ -1,42 +1,39 @@
-"""From "I belong nowhere" to a cluster: asks the seeds until there is one, or founds it.
+"""From "I belong nowhere" to a cluster: asks the expected founders until there is one, or founds.
 
-The rules are in ``bootstrap``; here are the questions, the answers and the order in which
-things reach the disk: a promise before it is spoken, the cluster's id before the first vote.
+The rules are in ``bootstrap`` and ``promises``; here are the questions, the answers and the
+order in which things reach the disk: a promise before it is spoken, the cluster's id before
+the first vote.
 """
 
 import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass
 
-from butterfly_cluster.bootstrap import (
+from butterfly_cluster.bootstrap import decide, promises_needed
+from butterfly_cluster.claims import Claim, Claims
+from butterfly_cluster.founding_messages import Proposal, Verdict, WhoAmI
+from butterfly_cluster.founding_questions import ASK_SECONDS, AskPeers, ask_all, ask_promise, told
+from butterfly_cluster.founding_sight import (
     Answers,
     Found,
     FoundingSettings,
     Join,
+    Sight,
+    TakeClaim,
     Wait,
-    consider,
-    decide,
-    is_released,
-    majority_of,
 )
-from butterfly_cluster.founding_messages import Proposal, Verdict, WhoAmI
 from butterfly_cluster.identity import DataDir
+from butterfly_cluster.promises import consider, is_released
+from butterfly_cluster.registry import Directory, Registry
 from butterfly_core.errors import ButterflyError, ConfigError
 from butterfly_core.ids import ClusterId, NodeId, short
 
+__all__ = ["AskPeers", "Claim", "Claims", "Directory", "Formation", "Founding", "View"]
+
 ROUND_SECONDS = 0.5
-ASK_SECONDS = 2.0
 _log = logging.getLogger(__name__)
-
-
-class AskPeers(Protocol):
-    """How the application asks another node; raises ButterflyError or OSError."""
-
-    async def whoami(self, address: str, /) -> WhoAmI: ...
-    async def promise(self, address: str, proposal: Proposal, /) -> Verdict: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +57,7 @@ View = Callable[[], tuple[frozenset[NodeId], Mapping[NodeId, str]]]
 class Founding:
     """One node's way into a cluster, and its answers to others who are on theirs."""
 
-    def __init__(self, data_dir: DataDir, settings: FoundingSettings) -> None:
+    def __init__(self, data_dir: DataDir, settings: FoundingSettings, directory: Directory) -> None:
         """Raises ConfigError when the directory belongs to a cluster of another name."""
         identity = data_dir.identity
         if identity.cluster_name not in (None, settings.cluster_name):
@@ -69,10 +66,12 @@ class Founding:
                 f"configuration says {settings.cluster_name!r}; correct cluster_name, or start "
                 "over with an empty data_dir"
             )
-        self._data_dir, self._settings = data_dir, settings
-        self._majority_seen_at: float | None = None
+        self._data_dir, self._settings, self._directory = data_dir, settings, directory
+        self._seeds: tuple[str, ...] = ()
+        self._gathered_at: float | None = None
+        self._registry = Registry(directory)
         self.view: View | None = None
-        self.state = Wait("the seeds were not asked yet")
+        self.state = Wait("the expected founders were not asked yet")
 
     @property
     def me(self) -> NodeId:
@@ -102,7 +101,8 @@ class Founding:
             founders=identity.founders,
             voters=tuple(sorted(voters)),
             members=members,
-            seeds=settings.seeds,
+            seeds=self._seeds,
+            quorum_size=settings.quorum_size,
             promised_to=None if promise is None else promise.candidate,
             promised_number=None if promise is None else promise.number,
         )
@@ -119,6 +119,7 @@ class Founding:
             proposal,
             self.me,
             self._settings,
+            seeds=self._seeds,
             cluster_id=identity.cluster_id,
             promise=identity.promise,
         )
@@ -135,28 +136,83 @@ class Founding:
         """
         while True:
             formation = self.formation()
-            if formation is not None:
-                return formation
-            answers = await self._ask_all(ask)
-            formation = await self._act(ask, answers)
+            if formation is None:
+                formation = await self._round(ask)
             if formation is not None:
                 return formation
             await asyncio.sleep(ROUND_SECONDS)
 
-    async def _act(self, ask: AskPeers, answers: Answers) -> Formation | None:
-        promise = self._data_dir.identity.promise
-        if promise is not None and promise.candidate != self.me and is_released(promise, answers):
+    async def _round(self, ask: AskPeers) -> Formation | None:
+        held = self._data_dir.identity.promise
+        try:
+            async with asyncio.timeout(ASK_SECONDS):
+                seeds = await self._directory.seeds()
+            claim = await self._registry.read()
+        except (ButterflyError, OSError) as error:
+            self._wait(Wait(f"who is expected to found is not known: {told(error)}"))
+            return None
+        if seeds != self._seeds:
+            self._seeds, self._gathered_at = seeds, None
+        # a promise outlives the list it was given for: its candidate must still be heard
+        heard = await ask_all(ask, {*seeds, *(held.seeds if held else ())})
+        self._forget_what_was_dropped(held, claim, heard)
+        answers = {
+            address: answer
+            for address, answer in heard.items()
+            if address in seeds or (isinstance(answer, WhoAmI) and answer.cluster_id)
+        }
+        sight = Sight(
+            seeds,
+            answers,
+            self._gathered_seconds(seeds, answers),
+            claim,
+            self._registry.silent_seconds(claim, answers),
+        )
+        return await self._act(ask, sight)
+
+    def _forget_what_was_dropped(
+        self, held: Proposal | None, claim: Claim | None, heard: Answers
+    ) -> None:
+        """``held`` was promised before anybody of ``heard`` was asked."""
+        if held is None or held != self._data_dir.identity.promise:
+            return
+        if held.candidate != self.me:
+            dropped = is_released(held, heard)
+        else:
+            dropped = claim is not None and claim.candidate != self.me
+        if dropped:
             self._data_dir.remember_promise(None)
-        seen = self._majority_seen_seconds(answers)
-        decision = decide(self.me, self._settings, answers, seen)
+
+    async def _act(self, ask: AskPeers, sight: Sight) -> Formation | None:
+        decision = decide(self.me, self._settings, sight)
         match decision:
             case Join():
                 return self._belong(decision.cluster_id, decision.founders, decision.members)
             case Wait():
                 self._wait(decision)
-                return None
+            case TakeClaim():
+                await self._take_claim(decision.replacing)
             case Found():
                 return await self._found(ask, decision.voters)
+        return None
+
+    async def _take_claim(self, replacing: Claim | None) -> None:
+        try:
+            taken = await self._registry.write(Claim(self.me), replacing=replacing)
+        except (ButterflyError, OSError) as error:
+            self._wait(Wait(f"the claim in Consul cannot be written: {told(error)}"))
+            return
+        whose = "this node holds" if taken else "another node was faster and holds"
+        self._wait(Wait(f"{whose} the claim in Consul and founds next"))
+
+    async def keep_claim(self) -> ClusterId | None:
+        """Once this node belongs to a cluster: see to it that the claim says so.
+
+        Returns the cluster that the claim names instead, if it names another one. Raises
+        WorldError or OSError when the registry cannot be reached; call it again later.
+        """
+        mine = self._data_dir.identity.cluster_id
+        return None if mine is None else await self._registry.keep(self.me, mine)
 
     def _belong(
         self, cluster_id: ClusterId, founders: tuple[NodeId, ...], members: Mapping[NodeId, str]
@@ -183,63 +239,43 @@ class Founding:
         if self._data_dir.identity.promise != proposal:
             self._wait(Wait("a node with a smaller id founds the cluster; waiting for it"))
             return None
-        needed = majority_of(self._settings) if self._settings.seeds else 1
+        needed = promises_needed(self._settings, proposal.seeds)
         if len(granted) < needed:
             self._wait(Wait(f"{len(granted)} of {needed} promises needed: {'; '.join(refusals)}"))
             return None
         return self._belong(proposal.cluster_id, tuple(sorted(voters)), {})
 
     def _own_proposal(self, voters: tuple[NodeId, ...]) -> Proposal | None:
-        settings, promise = self._settings, self._data_dir.identity.promise
+        name, seeds = self._settings.cluster_name, self._seeds
+        promise = self._data_dir.identity.promise
         if promise is not None and promise.candidate != self.me:
             return None
-        if promise is not None and (promise.voters, promise.seeds) == (voters, settings.seeds):
+        if promise is not None and (promise.voters, promise.seeds) == (voters, seeds):
             return promise
-        return Proposal(
-            settings.cluster_name, settings.seeds, voters, self.me, secrets.token_hex(16)
-        )
+        return Proposal(name, seeds, voters, self.me, secrets.token_hex(16))
 
     async def _collect(self, ask: AskPeers, proposal: Proposal) -> tuple[set[NodeId], list[str]]:
         granted, refusals = {self.me}, []
-        for address, heard in (await self._ask_all(ask)).items():
+        for address, heard in (await ask_all(ask, proposal.seeds)).items():
             if isinstance(heard, str):
                 refusals.append(f"{address}: {heard}")
             elif heard.node_id != self.me:
-                verdict = await self._ask_promise(ask, address, proposal)
+                verdict = await ask_promise(ask, address, proposal)
                 if verdict.granted:
                     granted.add(heard.node_id)
                 else:
                     refusals.append(f"{address}: {verdict.reason}")
         return granted, refusals
 
-    async def _ask_promise(self, ask: AskPeers, address: str, proposal: Proposal) -> Verdict:
-        try:
-            async with asyncio.timeout(ASK_SECONDS):
-                return await ask.promise(address, proposal)
-        except (ButterflyError, OSError) as error:
-            return Verdict(False, str(error) or type(error).__name__)
-
-    async def _ask_all(self, ask: AskPeers) -> Answers:
-        async def one(address: str) -> WhoAmI | str:
-            try:
-                async with asyncio.timeout(ASK_SECONDS):
-                    return replace(await ask.whoami(address), address=address)
-            except (ButterflyError, OSError) as error:
-                return str(error) or type(error).__name__
-
-        async with asyncio.TaskGroup() as tasks:
-            asked = {seed: tasks.create_task(one(seed)) for seed in self._settings.seeds}
-        return {seed: task.result() for seed, task in asked.items()}
-
-    def _majority_seen_seconds(self, answers: Answers) -> float:
+    def _gathered_seconds(self, seeds: tuple[str, ...], answers: Answers) -> float:
         heard = {answer.node_id for answer in answers.values() if isinstance(answer, WhoAmI)}
         now = asyncio.get_running_loop().time()
-        if len(heard | {self.me}) < majority_of(self._settings):
-            self._majority_seen_at = None
+        if len(heard | {self.me}) < promises_needed(self._settings, seeds):
+            self._gathered_at = None
             return 0.0
-        if self._majority_seen_at is None:
-            self._majority_seen_at = now
-        return now - self._majority_seen_at
+        if self._gathered_at is None:
+            self._gathered_at = now
+        return now - self._gathered_at
 
     def _wait(self, state: Wait) -> None:
         if state.reason != self.state.reason:

@@ -34,6 +34,8 @@ class WhoAmI:
     seeds: tuple[str, ...] = ()
     promised_to: NodeId | None = None
     promised_number: str | None = None
+    quorum_size: int = 0
+    """As configured there; 0 when it was not said."""
 
     def to_map(self) -> dict[str, Any]:
         """For the wire."""
@@ -48,6 +50,7 @@ class WhoAmI:
             "seeds": list(self.seeds),
             "promised_to": self.promised_to,
             "promised_number": self.promised_number,
+            "quorum_size": self.quorum_size,
         }
 
 
@@ -104,6 +107,7 @@ def whoami_from_map(fields: Mapping[str, Any]) -> WhoAmI:
             seeds=_texts(fields["seeds"]),
             promised_to=None if promised_to is None else parse_node_id(promised_to),
             promised_number=fields["promised_number"] and _text(fields["promised_number"]),
+            quorum_size=_count(fields.get("quorum_size", 0)),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise InvalidValue(f"not an answer to whoami: {error!r}") from error
@@ -134,6 +138,12 @@ def verdict_from_map(fields: Mapping[str, Any]) -> Verdict:
 def _text(value: Any) -> str:
     if not isinstance(value, str) or len(value) > TEXT_MAX:
         raise InvalidValue(f"a text of at most {TEXT_MAX} characters, not {str(value)[:60]!r}")
+    return value
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= LIST_MAX:
+        raise InvalidValue(f"a count from 0 to {LIST_MAX}, not {str(value)[:60]!r}")
     return value
 
 
