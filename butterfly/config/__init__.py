@@ -9,6 +9,7 @@ from butterfly.config.reading import FLAGS
 from butterfly.config.schema import (
     EMBEDDED_MODELS,
     ClusterSection,
+    DiscoverySection,
     EngineSection,
     ModelSection,
     NodeConfig,
@@ -20,6 +21,7 @@ __all__ = [
     "EMBEDDED_MODELS",
     "FLAGS",
     "ClusterSection",
+    "DiscoverySection",
     "EngineSection",
     "ModelSection",
     "NodeConfig",

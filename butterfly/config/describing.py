@@ -4,7 +4,9 @@ import json
 
 from butterfly.config.schema import SECTIONS, NodeConfig, keys_of
 
-_CONTENT_HIDDEN = frozenset({"cluster_secret_file", "api_keys_file"})
+_CONTENT_HIDDEN = frozenset(
+    {"cluster_secret_file", "api_keys_file", "consul_token_file", "consul_key_file"}
+)
 
 
 def describe(config: NodeConfig) -> str:

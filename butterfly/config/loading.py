@@ -18,6 +18,7 @@ from butterfly.config.rules import Parts, broken_rules
 from butterfly.config.schema import (
     SECTIONS,
     ClusterSection,
+    DiscoverySection,
     EngineSection,
     ModelSection,
     NodeConfig,
@@ -28,7 +29,17 @@ from butterfly.config.schema import (
     with_origins,
 )
 
-_PATH_KEYS = frozenset({"node.data_dir", "security.cluster_secret_file", "security.api_keys_file"})
+_PATH_KEYS = frozenset(
+    {
+        "node.data_dir",
+        "security.cluster_secret_file",
+        "security.api_keys_file",
+        "discovery.consul_token_file",
+        "discovery.consul_ca_file",
+        "discovery.consul_certificate_file",
+        "discovery.consul_key_file",
+    }
+)
 _KINDS = {
     "bool_type": "true or false",
     "float_type": "a number",
@@ -64,6 +75,7 @@ def load_config(
     parts = _with_derived_defaults(
         Parts(
             judge.section("cluster", ClusterSection),
+            judge.section("discovery", DiscoverySection),
             judge.section("model", ModelSection),
             judge.section("node", NodeSection),
             judge.section("engine", EngineSection),

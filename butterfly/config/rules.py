@@ -8,14 +8,16 @@ import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from urllib.parse import urlsplit
 
+from butterfly.config.discovery_rules import discovery_faults
+from butterfly.config.files import cannot_open
 from butterfly.config.problems import Problem, nearest
 from butterfly.config.reading import Setting
 from butterfly.config.schema import (
     EMBEDDED_MODELS,
     ClusterSection,
+    DiscoverySection,
     EngineSection,
     ModelSection,
     NodeSection,
@@ -31,6 +33,7 @@ class Parts:
     """The sections that are valid alone; the others are None."""
 
     cluster: ClusterSection | None
+    discovery: DiscoverySection | None
     model: ModelSection | None
     node: NodeSection | None
     engine: EngineSection | None
@@ -56,6 +59,8 @@ def _faults(parts: Parts) -> Iterator[Fault]:
         yield from _capacity(node)
     if cluster and node:
         yield from _seeds(cluster, node)
+    if cluster and parts.discovery:
+        yield from discovery_faults(cluster, parts.discovery)
     if parts.engine:
         yield from _budgets(parts.engine)
     if security:
@@ -137,7 +142,7 @@ def _capacity(node: NodeSection) -> Iterator[Fault]:
 
 
 def _seeds(cluster: ClusterSection, node: NodeSection) -> Iterator[Fault]:
-    if not cluster.seed_nodes:
+    if not cluster.seed_nodes or cluster.discovery_method != "static":
         if node.role == "worker" and cluster.discovery_method == "static":
             advice = 'list at least one node, or set role = "coordinator" on the first one'
             yield "cluster.seed_nodes", f"a worker without seed nodes finds nobody; {advice}"
@@ -167,23 +172,10 @@ def _budgets(engine: EngineSection) -> Iterator[Fault]:
 def _secret_files(security: SecuritySection) -> Iterator[Fault]:
     secret, keys = security.cluster_secret_file, security.api_keys_file
     for key, path in (("cluster_secret_file", secret), ("api_keys_file", keys)):
-        if path is not None and (reason := _cannot_open(path)) is not None:
+        if path is not None and (reason := cannot_open(path)) is not None:
             yield f"security.{key}", f"{path} {reason}"
     if secret is not None and secret == keys:
         yield "security.api_keys_file", "is the cluster's secret: clients must not hold it"
-
-
-def _cannot_open(path: Path) -> str | None:
-    """Why a file cannot be read, told without reading it."""
-    try:
-        with path.open("rb"):
-            return "is empty" if path.stat().st_size == 0 else None
-    except IsADirectoryError:
-        return "is a folder, not a file"
-    except FileNotFoundError:
-        return "does not exist; make it, for instance with: openssl rand -hex 32"
-    except OSError as error:
-        return f"cannot be opened: {error.strerror}"
 
 
 def _beyond_loopback(node: NodeSection, security: SecuritySection) -> Iterator[Fault]:

@@ -11,7 +11,6 @@ from typing import Final
 
 from butterfly.api.auth import load_api_keys
 from butterfly.config import NodeConfig
-from butterfly.node.addresses import AddressBook
 from butterfly.node.consensus import Consensus
 from butterfly.node.coordinator import Coordinator, policy_of
 from butterfly.node.effects import Effects
@@ -21,7 +20,7 @@ from butterfly.node.links import Links
 from butterfly.node.listening import EngineEars
 from butterfly.node.local import Local
 from butterfly.node.model import ModelReader
-from butterfly.node.peers import WirePeers
+from butterfly.node.network import make_network
 from butterfly.node.replica import Replica
 from butterfly.node.reports import Reports
 from butterfly.node.runner import Runner
@@ -29,9 +28,7 @@ from butterfly.node.serving import HeadDesk, Ingress
 from butterfly.node.settings import (
     ADMISSION_LEASE_SECONDS,
     EMBEDDED_ROOT,
-    SILENT_SECONDS,
     cache_directory,
-    cluster_secret,
     engine_settings,
     registration_of,
     security_view,
@@ -42,10 +39,6 @@ from butterfly_cluster.identity import DataDir
 from butterfly_cluster.lifecycle import DrainRequested, NodeState, Phase, Started
 from butterfly_cluster.node_duties import Facts
 from butterfly_core.ids import short
-from butterfly_wire.identity import TlsIdentity
-from butterfly_wire.limits import WireLimits
-from butterfly_wire.listener import PeerListener
-from butterfly_wire.pool import PeerPool
 
 log = logging.getLogger(__name__)
 
@@ -74,27 +67,16 @@ class NodeProgram:
 
     def _make_network(self, data_dir: DataDir) -> None:
         config, replica = self._config, self._replica
-        name = config.cluster.cluster_name
-        tls = TlsIdentity(cluster_secret(config), self._me)
-        limits = WireLimits(silent_seconds=SILENT_SECONDS[config.cluster.profile])
-        self._listener = PeerListener(
-            config.node.bind_address, tls, cluster_name=name, node_id=self._me, limits=limits
-        )
-        self._pool = PeerPool(tls, cluster_name=name, node_id=self._me, limits=limits)
-        self._addresses = AddressBook(data_dir.path / "peers.json", lambda: replica.state)
+        network = make_network(config, data_dir, self._local, lambda: replica.state)
+        self._listener, self._pool = network.listener, network.pool
+        self._addresses, self._discovery = network.addresses, network.discovery
         self._consensus = Consensus(
             config,
             data_dir,
             self._local,
-            peers=WirePeers(
-                self._me,
-                cluster_name=name,
-                tls=tls,
-                pool=self._pool,
-                addresses=self._addresses,
-                limits=limits,
-            ),
-            addresses=self._addresses,
+            peers=network.peers,
+            directory=network.discovery,
+            addresses=network.addresses,
             replica=replica,
         )
 
@@ -220,6 +202,7 @@ class NodeProgram:
         try:
             async with asyncio.TaskGroup() as tasks:
                 parts = [
+                    self._discovery.run(),
                     self._consensus.run(),
                     self._runner.run(),
                     self._models.read_until_known(),
@@ -293,6 +276,7 @@ class NodeProgram:
             reports={**self._reports.newest, self._me: self._reports.own()},
             source=f"{config.model.source_type}:{config.model.source_path}",
             security=security_view(config),
+            discovery=self._discovery.view(),
             policy=self._policy,
             admission_problem=self._admission_problem(),
         )

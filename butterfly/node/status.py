@@ -31,6 +31,7 @@ class Surroundings:
     reports: Mapping[NodeId, Mapping[str, Any]]
     source: str
     security: Mapping[str, Any]
+    discovery: Mapping[str, Any]
     policy: Policy
     admission_problem: str | None
 
@@ -61,6 +62,7 @@ def status_view(state: ClusterState, local: Local, around: Surroundings) -> dict
         "uptime_seconds": round(local.uptime_seconds, 1),
         "init_seconds": {name: round(spent, 3) for name, spent in local.phase_seconds.items()},
         "security": dict(around.security),
+        "discovery": dict(around.discovery),
     }
 
 

@@ -157,10 +157,10 @@ def _found_or_wait(me: NodeId, settings: FoundingSettings, sight: Sight) -> Deci
         return Wait(f"node {short(present[0])} (smallest id) founds the cluster; waiting for it")
     left = settings.grace_seconds - sight.gathered_seconds
     if left > 0 and (settings.is_dynamic or len(present) < expected):
-        others = "more may come" if len(present) == expected else "the others have"
+        rest = "others may come for" if len(present) == expected else "the others have"
         return Wait(
-            f"{len(present)} of {expected} founders {listed(sight.seeds)} are up; {others} "
-            f"within {left:.1f} s{_silent(sight.answers)}"
+            f"{len(present)} of {expected} founders {listed(sight.seeds)} are up; {rest} "
+            f"{left:.1f} s more{_silent(sight.answers)}"
         )
     if settings.source == "consul" and sight.claim is None:
         return TakeClaim(None)

@@ -61,6 +61,11 @@ class Discovery:
         return MappingProxyType(dict(self._problems))
 
     @property
+    def now(self) -> float:
+        """Of the clock that ``SourceProblem.since`` is told in."""
+        return self._clock()
+
+    @property
     def answered_seconds_ago(self) -> float | None:
         """Since the newest answer of any source; None before the first."""
         if not self._answered_at:

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from butterfly_cluster.bootstrap import FoundingSettings
 from butterfly_cluster.founding import Founding
 from butterfly_cluster.founding_messages import (
     Proposal,
@@ -18,6 +17,7 @@ from butterfly_cluster.founding_messages import (
     verdict_from_map,
     whoami_from_map,
 )
+from butterfly_cluster.founding_sight import FoundingSettings
 from butterfly_cluster.identity import load_or_create
 from butterfly_cluster.raft import LAN, RaftNode
 from butterfly_core.address import parse_address
@@ -29,6 +29,7 @@ from butterfly_wire.identity import TlsIdentity
 from butterfly_wire.listener import PeerListener
 from butterfly_wire.pool import PeerPool
 from butterfly_wire.secret import insecure_secret
+from tests.support.directories import Listed
 
 
 class App:
@@ -43,11 +44,10 @@ class App:
         settings = FoundingSettings(
             "demo",
             address,
-            seeds,
             role="coordinator" if coordinator else "worker",
             grace_seconds=1.0,
         )
-        self.founding = Founding(self._data_dir, settings)
+        self.founding = Founding(self._data_dir, settings, Listed(*seeds))
         self._tls = TlsIdentity(insecure_secret("demo"), self.me)
         self._pool = PeerPool(self._tls, cluster_name="demo", node_id=self.me)
         self._listener = PeerListener(
@@ -189,7 +189,7 @@ async def test_a_coordinator_founds_alone_workers_join_and_all_restart(tmp_path:
         coordinator, *workers = fresh()
         apps.start(*workers)
         await asyncio.sleep(0.3)
-        assert "no seed" in workers[0].founding.state.reason
+        assert "no node of" in workers[0].founding.state.reason
         apps.start(coordinator)
         await apps.write(workers[0], "one")
         await apps.all_hold("one")

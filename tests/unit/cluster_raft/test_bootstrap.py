@@ -4,17 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from butterfly_cluster.bootstrap import (
-    Answers,
-    Found,
-    FoundingSettings,
-    Join,
-    Wait,
-    consider,
-    decide,
-    is_released,
-    majority_of,
-)
+from butterfly_cluster.bootstrap import decide as decide_by
+from butterfly_cluster.bootstrap import promises_needed
 from butterfly_cluster.founding_messages import (
     Proposal,
     WhoAmI,
@@ -23,6 +14,16 @@ from butterfly_cluster.founding_messages import (
     verdict_from_map,
     whoami_from_map,
 )
+from butterfly_cluster.founding_sight import (
+    Answers,
+    Decision,
+    Found,
+    FoundingSettings,
+    Join,
+    Sight,
+    Wait,
+)
+from butterfly_cluster.promises import consider, is_released
 from butterfly_core.errors import ConfigError, InvalidValue
 from butterfly_core.ids import NodeId
 
@@ -30,8 +31,18 @@ A, B, C, D = (NodeId(digit * 32) for digit in "abcd")
 THREE = ("a:1", "b:1", "c:1")
 
 
-def settings(address: str = "a:1", seeds: tuple[str, ...] = THREE) -> FoundingSettings:
-    return FoundingSettings("demo", address, seeds)
+def settings(address: str = "a:1") -> FoundingSettings:
+    return FoundingSettings("demo", address)
+
+
+def decide(
+    me: NodeId,
+    ours: FoundingSettings,
+    answers: Answers,
+    seconds: float,
+    seeds: tuple[str, ...] = THREE,
+) -> Decision:
+    return decide_by(me, ours, Sight(seeds, answers, seconds))
 
 
 def undecided(node: NodeId, seeds: tuple[str, ...] = THREE) -> WhoAmI:
@@ -55,22 +66,22 @@ def proposal(candidate: NodeId = A, seeds: tuple[str, ...] = THREE, number: str 
 
 
 def test_a_coordinator_without_seeds_founds_alone() -> None:
-    alone = FoundingSettings("demo", "a:1", (), role="coordinator")
+    alone = FoundingSettings("demo", "a:1", role="coordinator")
 
-    assert decide(A, alone, {}, 0.0) == Found((A,))
+    assert decide(A, alone, {}, 0.0, ()) == Found((A,))
 
 
 def test_a_worker_without_seeds_is_told_so() -> None:
     with pytest.raises(ConfigError, match="seed_nodes is empty"):
-        decide(A, settings(seeds=()), {}, 0.0)
+        decide(A, settings(), {}, 0.0, ())
 
 
 def test_a_node_that_is_its_only_seed_founds_alone() -> None:
-    assert decide(A, settings(seeds=("a:1",)), {"a:1": "refused"}, 0.0) == Found((A,))
+    assert decide(A, settings(), {"a:1": "refused"}, 0.0, ("a:1",)) == Found((A,))
 
 
 def test_a_worker_waits_for_its_seed_and_says_why() -> None:
-    decision = decide(B, settings("b:1", ("a:1",)), {"a:1": "connection refused"}, 0.0)
+    decision = decide(B, settings("b:1"), {"a:1": "connection refused"}, 0.0, ("a:1",))
 
     assert isinstance(decision, Wait)
     assert "a:1: connection refused" in decision.reason
@@ -78,7 +89,7 @@ def test_a_worker_waits_for_its_seed_and_says_why() -> None:
 
 
 def test_a_worker_joins_the_cluster_its_seed_belongs_to() -> None:
-    decision = decide(B, settings("b:1", ("a:1",)), {"a:1": formed(A, (A,))}, 0.0)
+    decision = decide(B, settings("b:1"), {"a:1": formed(A, (A,))}, 0.0, ("a:1",))
 
     assert decision == Join(cluster_id_of("demo", (A,)), (A,), {A: "a:1"}, (A,))
 
@@ -144,24 +155,31 @@ def test_at_most_so_many_founders_vote() -> None:
     nodes = [NodeId(digit * 32) for digit in "abcdef0"]
     answers = {f"{node[0]}:1": undecided(node, seeds) for node in nodes}
 
-    decision = decide(nodes[-1], settings("0:1", seeds), answers, 0.0)
+    decision = decide(nodes[-1], settings("0:1"), answers, 0.0, seeds)
     assert decision == Found(tuple(sorted(nodes)[:5]))
 
 
 def test_a_promise_is_given_once() -> None:
-    ours = settings("c:1")
-    first = consider(proposal(B), C, ours, cluster_id=None, promise=None)
-    second = consider(proposal(A), C, ours, cluster_id=None, promise=proposal(B))
-    again = consider(proposal(B, number="2"), C, ours, cluster_id=None, promise=proposal(B))
+    def asked(what: Proposal) -> bool:
+        return consider(
+            what, C, settings("c:1"), seeds=THREE, cluster_id=None, promise=proposal(B)
+        ).granted
 
-    assert first.granted
-    assert not second.granted
-    assert again.granted
+    assert consider(
+        proposal(B), C, settings("c:1"), seeds=THREE, cluster_id=None, promise=None
+    ).granted
+    assert asked(proposal(B))
+    assert not asked(proposal(A))
+    assert not asked(proposal(B, number="2"))
 
 
 def test_a_candidate_gives_way_to_a_smaller_id_only() -> None:
-    smaller = consider(proposal(A), B, settings("b:1"), cluster_id=None, promise=proposal(B))
-    greater = consider(proposal(C), B, settings("b:1"), cluster_id=None, promise=proposal(B))
+    smaller = consider(
+        proposal(A), B, settings("b:1"), seeds=THREE, cluster_id=None, promise=proposal(B)
+    )
+    greater = consider(
+        proposal(C), B, settings("b:1"), seeds=THREE, cluster_id=None, promise=proposal(B)
+    )
 
     assert smaller.granted
     assert not greater.granted
@@ -169,7 +187,7 @@ def test_a_candidate_gives_way_to_a_smaller_id_only() -> None:
 
 def test_a_member_of_a_cluster_promises_nothing() -> None:
     there = cluster_id_of("demo", (B,))
-    verdict = consider(proposal(A), B, settings("b:1"), cluster_id=there, promise=None)
+    verdict = consider(proposal(A), B, settings("b:1"), seeds=THREE, cluster_id=there, promise=None)
 
     assert not verdict.granted
     assert there in verdict.reason
@@ -177,7 +195,7 @@ def test_a_member_of_a_cluster_promises_nothing() -> None:
 
 def test_a_proposal_with_another_list_is_refused_naming_both() -> None:
     verdict = consider(
-        proposal(A, ("a:1", "b:1")), B, settings("b:1"), cluster_id=None, promise=None
+        proposal(A, ("a:1", "b:1")), B, settings("b:1"), seeds=THREE, cluster_id=None, promise=None
     )
 
     assert not verdict.granted
@@ -209,11 +227,11 @@ def test_who_founds_sees_a_majority_and_no_smaller_id(
         f"{digit}:1": undecided(NodeId(digit * 32), seeds) if digit in up else "down"
         for digit in founders
     }
-    ours = settings(f"{me}:1", seeds)
-    decision = decide(NodeId(me * 32), ours, answers, seconds)
+    ours = settings(f"{me}:1")
+    decision = decide(NodeId(me * 32), ours, answers, seconds, seeds)
 
     if isinstance(decision, Found):
-        assert len(up) >= majority_of(ours)
+        assert len(up) >= promises_needed(ours, seeds)
         assert me == min(up)
 
 

@@ -4,16 +4,18 @@ import asyncio
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from butterfly_cluster.bootstrap import FoundingSettings
 from butterfly_cluster.founding import Formation, Founding
 from butterfly_cluster.founding_messages import Proposal, Verdict, WhoAmI
+from butterfly_cluster.founding_sight import FoundingSettings
 from butterfly_cluster.identity import DataDir, load_or_create
 from butterfly_core.errors import ConfigError, Unreachable
 from butterfly_core.ids import NodeId
 from tests.sim.virtual_loop import run_virtually
+from tests.support.directories import Listed
 
 THREE = ("a:1", "b:1", "c:1")
 
@@ -39,10 +41,8 @@ class Town:
         made = bytes([number if number is not None else ord(address[0])] * 16)
         data_dir = load_or_create(directory, random_bytes=lambda _: made)
         self._data_dirs.append(data_dir)
-        settings = FoundingSettings(
-            "demo", address, seeds, role="coordinator" if coordinator else "worker"
-        )
-        founding = Founding(data_dir, settings)
+        role: Literal["worker", "coordinator"] = "coordinator" if coordinator else "worker"
+        founding = Founding(data_dir, FoundingSettings("demo", address, role=role), Listed(*seeds))
         self.nodes[address] = founding
         return founding
 
@@ -90,6 +90,15 @@ async def all_form(town: Town, *addresses: str) -> list[Formation]:
                 *(town.nodes[one].form_or_join(town.asker(one)) for one in addresses)
             )
         )
+
+
+async def look_around(town: Town, address: str) -> None:
+    """Let a node that cannot form a cluster yet ask for a while."""
+    asking = asyncio.ensure_future(all_form(town, address))
+    await asyncio.sleep(1)
+    asking.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asking
 
 
 def test_a_coordinator_founds_alone_and_workers_join_it(town: Town) -> None:
@@ -220,12 +229,16 @@ def test_a_node_asks_for_promises_for_itself_only(town: Town) -> None:
 
 def test_a_promise_is_on_the_disk_before_it_is_spoken(town: Town) -> None:
     node = town.node("c:1")
+    run_virtually(look_around(town, "c:1"))
     asked = Proposal("demo", THREE, (NodeId("0" * 32),), NodeId("0" * 32), "1")
     assert node.answer_promise(asked.candidate, asked).granted
+    town.nodes.clear()
     again = town.restart("c:1")
+    run_virtually(look_around(town, "c:1"))
 
     other = Proposal("demo", THREE, (NodeId("1" * 32),), NodeId("1" * 32), "2")
-    assert not again.answer_promise(other.candidate, other).granted
+    refused = again.answer_promise(other.candidate, other)
+    assert "promised to 00000000 already" in refused.reason
 
 
 def test_a_directory_of_another_cluster_name_is_refused(town: Town, tmp_path: Path) -> None:
@@ -234,4 +247,4 @@ def test_a_directory_of_another_cluster_name_is_refused(town: Town, tmp_path: Pa
     town.stop_all()
 
     with pytest.raises(ConfigError, match="'demo'"):
-        Founding(load_or_create(tmp_path / "a-1"), FoundingSettings("other", "a:1", ()))
+        Founding(load_or_create(tmp_path / "a-1"), FoundingSettings("other", "a:1"), Listed())

@@ -1,14 +1,11 @@
-"""Sources are merged without loss, and dialling is fair and patient."""
-
-import asyncio
+"""Answers are merged without loss, and dialling is fair and patient."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from butterfly_core.address import Address, parse_address
-from butterfly_core.errors import InvalidValue, Unreachable
-from butterfly_discovery.asking import ask
+from butterfly_core.errors import InvalidValue
 from butterfly_discovery.book import (
     ADDRESSES_PER_SOURCE_MAX,
     RETRY_SECONDS_MAX,
@@ -19,70 +16,21 @@ from butterfly_discovery.book import (
     merge,
     rest_seconds,
 )
-from butterfly_discovery.source import Source, StaticSource, candidates
+from butterfly_discovery.source import StaticSource
 
 A, B, C = (Address(host, 7000) for host in "abc")
 addresses = st.builds(Address, st.sampled_from("abcdef"), st.integers(1, 3))
 tries = st.builds(Attempts, st.integers(0, 9), st.floats(0, 100))
 
 
-class FakeSource:
-    """Answers what it is told to: addresses, an error, or nothing for ever."""
-
-    def __init__(self, name: str, answer: frozenset[Address] | Exception | None) -> None:
-        self.name = name
-        self.answer = answer
-
-    async def candidates(self) -> frozenset[Address]:
-        if self.answer is None:
-            await asyncio.Event().wait()
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return self.answer or frozenset()
-
-
-def test_a_static_list_names_each_seed_once() -> None:
-    assert candidates([A, B, A]) == {A, B}
+async def test_a_static_list_names_each_seed_once() -> None:
+    assert await StaticSource([A, B, A]).next() == {A, B}
 
 
 @pytest.mark.parametrize("seed", ["0.0.0.0:7000", "[::]:7000", "a:0"])
 def test_a_seed_that_nobody_can_dial_is_refused(seed: str) -> None:
     with pytest.raises(InvalidValue, match="cannot be dialled"):
         StaticSource([parse_address(seed)])
-
-
-async def test_the_answers_of_all_sources_are_put_together() -> None:
-    sources: list[Source] = [StaticSource([A, B]), FakeSource("dns", frozenset({B, C}))]
-
-    asked = await ask(sources, Book(), timeout_seconds=5)
-
-    assert asked.book.addresses == {A, B, C}
-    assert asked.problems == ()
-
-
-@pytest.mark.parametrize("trouble", [Unreachable("SERVFAIL"), OSError("no route"), None])
-async def test_a_source_in_trouble_keeps_its_last_answer(trouble: Exception | None) -> None:
-    before = merge(Book(), "dns", frozenset({C}))
-    sources: list[Source] = [StaticSource([A]), FakeSource("dns", trouble)]
-
-    asked = await ask(sources, before, timeout_seconds=0.01)
-
-    assert asked.book.addresses == {A, C}
-    assert len(asked.problems) == 1
-    assert asked.problems[0].startswith("dns: ")
-
-
-async def test_a_source_that_names_nobody_any_more_is_believed() -> None:
-    before = merge(Book(), "dns", frozenset({C}))
-
-    asked = await ask([FakeSource("dns", frozenset())], before, timeout_seconds=5)
-
-    assert asked.book.addresses == frozenset()
-
-
-async def test_a_fault_in_a_source_is_not_swallowed() -> None:
-    with pytest.raises(ExceptionGroup):
-        await ask([FakeSource("dns", KeyError("bug"))], Book(), timeout_seconds=5)
 
 
 @given(st.lists(st.tuples(st.sampled_from("xyz"), st.frozensets(addresses))))

@@ -29,6 +29,7 @@ AROUND = Surroundings(
     reports={node(2): {"state": "OPERATIONAL", "phase": "serving", "progress_percent": 100.0}},
     source="filesystem:/m",
     security={"data_plane": "aead"},
+    discovery={"method": "static"},
     policy=Policy(quorum_size=2),
     admission_problem=None,
 )
