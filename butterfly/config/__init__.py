@@ -4,12 +4,12 @@
 """
 
 from butterfly.config.describing import describe
+from butterfly.config.discovery_schema import DiscoverySection
 from butterfly.config.loading import load_config
 from butterfly.config.reading import FLAGS
 from butterfly.config.schema import (
     EMBEDDED_MODELS,
     ClusterSection,
-    DiscoverySection,
     EngineSection,
     ModelSection,
     NodeConfig,

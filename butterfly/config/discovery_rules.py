@@ -4,8 +4,9 @@ import ipaddress
 from collections.abc import Iterator
 from typing import Final
 
+from butterfly.config.discovery_schema import DiscoverySection
 from butterfly.config.files import cannot_open
-from butterfly.config.schema import ClusterSection, DiscoverySection
+from butterfly.config.schema import ClusterSection
 
 DYNAMIC_QUORUM_MIN: Final = 2
 _FROM: Final = {

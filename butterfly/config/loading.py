@@ -12,18 +12,18 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from butterfly.config.discovery_schema import DiscoverySection
+from butterfly.config.fields import Section
 from butterfly.config.problems import Problem, refuse
 from butterfly.config.reading import Setting, read_environment, read_file, read_flags
 from butterfly.config.rules import Parts, broken_rules
 from butterfly.config.schema import (
     SECTIONS,
     ClusterSection,
-    DiscoverySection,
     EngineSection,
     ModelSection,
     NodeConfig,
     NodeSection,
-    Section,
     SecuritySection,
     allowed,
     with_origins,

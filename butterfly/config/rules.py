@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from butterfly.config.discovery_rules import discovery_faults
+from butterfly.config.discovery_schema import DiscoverySection
 from butterfly.config.files import cannot_open
 from butterfly.config.problems import Problem, nearest
 from butterfly.config.reading import Setting
 from butterfly.config.schema import (
     EMBEDDED_MODELS,
     ClusterSection,
-    DiscoverySection,
     EngineSection,
     ModelSection,
     NodeSection,

@@ -9,34 +9,22 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr
 
-from butterfly_core.address import Address, parse_address
+from butterfly.config.discovery_schema import DiscoverySection
+from butterfly.config.fields import Section, read_address, read_addresses
+from butterfly_core.address import Address
 
 EMBEDDED_MODELS: Final = ("toy-llama",)
 """Names of the models that ship with the package."""
 
 
-def _read_address(value: object) -> Address:
-    if isinstance(value, Address):
-        return value
-    if not isinstance(value, str):
-        raise ValueError("must be text: host:port, as 10.0.1.10:7000")
-    return parse_address(value)
-
-
 def _read_seed_nodes(value: object) -> tuple[Address, ...]:
-    seeds = _read_addresses(value)
+    seeds = read_addresses(value)
     for seed in seeds:
         if seed.port == 0 or seed.is_wildcard:
             raise ValueError(f"{seed} cannot be dialled; name a host, and a port from 1 to 65535")
     return seeds
-
-
-def _read_addresses(value: object) -> tuple[Address, ...]:
-    if not isinstance(value, list | tuple):
-        raise ValueError('must be a list of addresses, as ["10.0.1.10:7000", "10.0.1.11:7000"]')
-    return tuple(dict.fromkeys(_read_address(entry) for entry in value))
 
 
 def _must_be_odd(value: int) -> int:
@@ -47,16 +35,8 @@ def _must_be_odd(value: int) -> int:
 
 Seconds = Annotated[float, Field(ge=0.0, le=86_400.0, description="seconds, from 0 to 86400")]
 AddressField = Annotated[
-    Address, BeforeValidator(_read_address), Field(description="host:port, as 10.0.1.10:7000")
+    Address, BeforeValidator(read_address), Field(description="host:port, as 10.0.1.10:7000")
 ]
-
-
-class Section(BaseModel):
-    """What all sections share: frozen, no unknown keys, no silent conversions."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, arbitrary_types_allowed=True
-    )
 
 
 class ClusterSection(Section):
@@ -93,72 +73,6 @@ class ClusterSection(Section):
     max_voters: Annotated[
         int, Field(ge=1, le=7, description="1, 3, 5 or 7"), AfterValidator(_must_be_odd)
     ] = 5
-
-
-class DiscoverySection(Section):
-    """``[discovery]``: how nodes are found when ``discovery_method`` is not ``static``."""
-
-    dns_name: Annotated[
-        str,
-        Field(
-            pattern=r"^([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?\.?)+$|^$",
-            max_length=254,
-            description="a DNS name with SRV, A or AAAA records, as _butterfly._tcp.example.com",
-        ),
-    ] = ""
-    dns_servers: Annotated[
-        tuple[Address, ...],
-        BeforeValidator(_read_addresses),
-        Field(
-            max_length=8,
-            description='up to 8 DNS servers as IP:port, as ["10.0.0.2:53"]; none: the system\'s',
-        ),
-    ] = ()
-    consul_url: Annotated[
-        str,
-        Field(
-            pattern=r"^https?://[^\s/?#@]+/?$",
-            description="the URL of a Consul agent without a path, as http://127.0.0.1:8500",
-        ),
-    ] = "http://127.0.0.1:8500"
-    consul_token_file: Annotated[
-        Path | None, Field(description="a file of this node with the ACL token")
-    ] = None
-    consul_ca_file: Annotated[
-        Path | None, Field(description="a PEM file with the CA of Consul's certificate")
-    ] = None
-    consul_certificate_file: Annotated[
-        Path | None, Field(description="a PEM file with this node's certificate for Consul")
-    ] = None
-    consul_key_file: Annotated[
-        Path | None, Field(description="a PEM file with the key of that certificate")
-    ] = None
-    consul_service: Annotated[
-        str,
-        Field(
-            pattern=r"^[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?$",
-            description="up to 63 letters, digits and dashes",
-        ),
-    ] = "butterfly"
-    consul_datacenter: Annotated[
-        str,
-        Field(
-            pattern=r"^[A-Za-z0-9_-]{0,64}$",
-            description="up to 64 letters, digits, dashes and underscores; empty: the agent's own",
-        ),
-    ] = ""
-    multicast_group: Annotated[
-        Address,
-        BeforeValidator(_read_address),
-        Field(description="a multicast group and port, as 239.255.70.70:7946"),
-    ] = Address("239.255.70.70", 7946)
-    multicast_interface: Annotated[
-        str,
-        Field(
-            pattern=r"^[A-Za-z0-9_.:@-]{0,45}$",
-            description="a network interface or one of its addresses; empty: the system chooses",
-        ),
-    ] = ""
 
 
 class ModelSection(Section):
