@@ -26,7 +26,7 @@ class ConsulClaims:
         self._settings = settings
         self._cluster_name = cluster_name
         self.key = f"butterfly/{cluster_name}/founding"
-        self._needs = f'key_prefix "butterfly/{cluster_name}/" {{ policy = "write" }}'
+        self._needs = f'key "{self.key}" {{ policy = "write" }}'
 
     async def read(self) -> Claim | None:
         """The claim now, None when nobody made one.

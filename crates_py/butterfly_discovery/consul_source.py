@@ -7,13 +7,14 @@ leader answers from what it knows; a leader that was just replaced may be second
 """
 
 import asyncio
+import ipaddress
 import logging
 import random
 import re
 import time
 from typing import Any
 
-from butterfly_core.address import Address, parse_address
+from butterfly_core.address import Address
 from butterfly_core.errors import ButterflyError, InvalidValue, Unreachable
 from butterfly_discovery.book import ADDRESSES_PER_SOURCE_MAX
 from butterfly_discovery.consul_client import ask_consul
@@ -21,6 +22,7 @@ from butterfly_discovery.consul_settings import ConsulSettings
 
 CLUSTER_META = "butterfly_cluster"
 _SERVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_HOST_NAME = re.compile(r"[A-Za-z0-9._-]{1,253}")
 _RETRY_SECONDS_MIN = 0.5
 _KEEP_ALIVES_PER_TTL = 3
 _log = logging.getLogger(__name__)
@@ -240,15 +242,19 @@ def _passing(entries: Any, cluster_name: str) -> frozenset[Address]:
                 continue
             host = service["Address"] or entry["Node"]["Address"]
             found.add(_address(host, service["Port"]))
-        except (TypeError, KeyError, InvalidValue):
+        except (TypeError, KeyError, ValueError):
             continue
     return frozenset(sorted(found)[:ADDRESSES_PER_SOURCE_MAX])
 
 
 def _address(host: Any, port: Any) -> Address:
-    if not isinstance(host, str) or not 0 < len(host) <= 253 or not isinstance(port, int):
+    if not isinstance(host, str) or not isinstance(port, int) or not 0 < port <= 65535:
         raise TypeError
-    address = parse_address(str(Address(host, port)))
-    if address.port == 0 or address.is_wildcard:
+    if ":" in host:
+        ipaddress.IPv6Address(host)
+    elif not _HOST_NAME.fullmatch(host):
+        raise TypeError
+    address = Address(host, port)
+    if address.is_wildcard:
         raise TypeError
     return address
