@@ -7,7 +7,8 @@ node only believes that it leads, its proposals never commit.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, assert_never
 
 from butterfly.config import NodeConfig
@@ -39,6 +40,7 @@ from butterfly_cluster.duties import (
 from butterfly_cluster.state import Acting, AssignedStage, ClusterState
 from butterfly_core.errors import ButterflyError, DoesNotFit
 from butterfly_core.ids import NodeId, short
+from butterfly_partition.planned import Plan
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +78,9 @@ class Coordinator:
         reports: Reports,
         models: ModelReader,
         clock: Callable[[], float] = time.monotonic,
+        in_thread: Callable[[Callable[[], Plan]], Awaitable[Plan]] = asyncio.to_thread,
     ) -> None:
+        """``clock`` in seconds; ``in_thread`` runs the planner beside the event loop."""
         self._me = me
         self._config = config
         self._policy = policy_of(config)
@@ -85,6 +89,7 @@ class Coordinator:
         self._reports = reports
         self._models = models
         self._clock = clock
+        self._in_thread = in_thread
         self._leading = False
         self._acting = Acting(0, me)
         self._settled_since = 0.0
@@ -206,12 +211,14 @@ class Coordinator:
             return
         before = state.assignment.stages if state.assignment else ()
         try:
-            made = await asyncio.to_thread(
-                make_plan,
-                resident(model, self._config.model.dtype),
-                duty.machines,
-                demand_of(self._config),
-                before,
+            made = await self._in_thread(
+                partial(
+                    make_plan,
+                    resident(model, self._config.model.dtype),
+                    duty.machines,
+                    demand_of(self._config),
+                    before,
+                )
             )
         except DoesNotFit as error:
             if state.plan_problem != str(error):
