@@ -1,0 +1,215 @@
+"""A tiny model, and engines that hold it as digests: right ones, wrong ones, none.
+
+What an engine *holds* is what its weights are; what it *reports* is computed from that, as in
+the real one. So a read that went wrong is reported honestly, and must never serve.
+"""
+
+import asyncio
+import hashlib
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from butterfly.channel import (
+    Drop,
+    FromEngine,
+    Hello,
+    LinkLost,
+    Load,
+    Loaded,
+    LoadFailed,
+    ModelSource,
+    ToEngine,
+    WarmedUp,
+    WarmUp,
+)
+from butterfly.node.engine import Death, pause_seconds
+from butterfly_cluster.commands import DescribeModel
+from butterfly_core.errors import EngineLost
+from butterfly_core.hardware import Capacity
+from butterfly_core.layers import LayerRange, all_parts, stage_parts
+from butterfly_core.model import ModelSpec
+from butterfly_weights.checkpoint import Checkpoint
+
+LAYERS = 8
+_PART_BYTES = 1 << 24
+_MEMORY_BYTES = 1 << 34
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+TRUE_DIGESTS: Mapping[str, str] = {part: _hash(part) for part in all_parts(LAYERS)}
+
+
+def root_of(part_digests: Mapping[str, str]) -> str:
+    """Stands for the Merkle root."""
+    return _hash(repr(sorted(part_digests.items())))
+
+
+def described(*, with_manifest: bool) -> DescribeModel:
+    """The model as every node reads it from its source."""
+    spec = ModelSpec(
+        name="tiny",
+        architecture="LlamaForCausalLM",
+        layer_count=LAYERS,
+        hidden_size=64,
+        vocab_size=256,
+        context_length=512,
+        dtype="float32",
+        tied=False,
+        kv_bytes_per_token=256,
+        part_bytes={part: _PART_BYTES for part in all_parts(LAYERS)},
+        revision="r" * 64,
+        manifest_root=root_of(TRUE_DIGESTS) if with_manifest else None,
+    )
+    return DescribeModel(spec, TRUE_DIGESTS if with_manifest else {})
+
+
+class SimModels:
+    """Stands for ``ModelReader``: the source answers at once, and right."""
+
+    def __init__(self, *, with_manifest: bool) -> None:
+        self.described = described(with_manifest=with_manifest)
+        self.checkpoint = Checkpoint({}, {}, (), {}, None, "r" * 64, "k")
+        self.text = object()
+        self.name = "tiny"
+
+    def root_of(self, part_digests: Mapping[str, str]) -> str:
+        return root_of(part_digests)
+
+    def engine_source(self) -> ModelSource:
+        return ModelSource("filesystem", "/tiny", None, None, None, 0)
+
+    async def read_until_known(self) -> None:
+        return
+
+    async def refresh(self) -> bool:
+        return True
+
+
+@dataclass
+class Mischief:
+    """What the engines of one machine do wrong, by its dice."""
+
+    dice: random.Random
+    corrupt_share: float = 0.0
+    fail_share: float = 0.0
+    slow_seconds: float = 0.0
+    load_seconds: float = 0.2
+
+
+@dataclass
+class SimEngine:
+    """Stands for ``Engine``: one run after another, each without what the last one held."""
+
+    name: str
+    mischief: Mischief
+    on_message: Callable[[FromEngine], None]
+    on_death: Callable[[Death], None]
+    warm_up: Callable[[int], Any]
+    """Awaited with the epoch; returns the problem, or None."""
+    broken_link: Callable[[int], str | None]
+    """Why the links of this epoch no longer stand, or None."""
+    held: dict[str, str] = field(default_factory=dict)
+    held_epoch: int = 0
+    running: str | None = None
+    runs: int = 0
+    deaths_total: int = 0
+    process_id: int | None = None
+
+    def __post_init__(self) -> None:
+        self._restart = asyncio.Event()
+        self._dying = asyncio.Event()
+        self._orders: asyncio.Queue[Load | WarmUp] = asyncio.Queue()
+        self._deaths_in_a_row = 0
+
+    def restart(self) -> None:
+        self._restart.set()
+
+    def die(self) -> None:
+        """The process ends; its node is told."""
+        self._dying.set()
+
+    async def send(self, message: ToEngine, _: object = None) -> None:
+        if self.running is None:
+            raise EngineLost("no engine process runs")
+        match message:
+            case Load() | WarmUp():
+                self._orders.put_nowait(message)
+            case Drop():
+                self.held, self.held_epoch = {}, 0
+            case _:
+                pass
+
+    async def run(self) -> None:
+        while True:
+            self._restart.clear()
+            self._dying.clear()
+            await self._run_once()
+            self.deaths_total += 1
+            self._deaths_in_a_row += 1
+            self.on_death(Death("it died in the simulation"))
+            await self._restart.wait()
+            await asyncio.sleep(pause_seconds(self._deaths_in_a_row))
+
+    async def _run_once(self) -> None:
+        await asyncio.sleep(self.mischief.dice.uniform(0.05, 0.4))
+        self.runs += 1
+        self.running = f"{self.name}-{self.runs}"
+        self._orders = asyncio.Queue()
+        self.on_message(Hello(self.running, _capacity()))
+        work = asyncio.ensure_future(self._obey())
+        watch = asyncio.ensure_future(self._watch_links())
+        try:
+            await self._dying.wait()
+        finally:
+            work.cancel()
+            watch.cancel()
+            self.running, self.held, self.held_epoch = None, {}, 0
+
+    async def _obey(self) -> None:
+        """One order after another; a newer load ends an older one."""
+        while True:
+            order = await self._orders.get()
+            if isinstance(order, WarmUp):
+                await asyncio.sleep(0.05)
+                self.on_message(WarmedUp(order.epoch, await self.warm_up(order.epoch)))
+            elif self._orders.empty():
+                await self._load(order)
+
+    async def _load(self, order: Load) -> None:
+        dice = self.mischief.dice
+        self.held, self.held_epoch = {}, 0
+        layers = LayerRange(order.start, order.stop)
+        took = self.mischief.load_seconds * len(layers) * dice.uniform(0.5, 1.5)
+        await asyncio.sleep(took + self.mischief.slow_seconds)
+        if not self._orders.empty():
+            return
+        if dice.random() < self.mischief.fail_share:
+            failed = LoadFailed(order.epoch, "the bucket does not answer", "SourceError")
+            self.on_message(failed)
+            return
+        parts = stage_parts(layers, order.layer_count, tied=order.tied)
+        self.held = {part: TRUE_DIGESTS[part] for part in parts}
+        if dice.random() < self.mischief.corrupt_share:
+            self.held[dice.choice(parts)] = _hash(f"wrong {dice.random()}")
+        self.held_epoch = order.epoch
+        self._deaths_in_a_row = 0
+        self.on_message(Loaded(order.epoch, dict(self.held), 0, 0, (), ()))
+
+    async def _watch_links(self) -> None:
+        told = 0
+        while True:
+            await asyncio.sleep(0.25)
+            if self.held_epoch and self.held_epoch != told:
+                broken = self.broken_link(self.held_epoch)
+                if broken is not None:
+                    told = self.held_epoch
+                    self.on_message(LinkLost(told, broken))
+
+
+def _capacity() -> Capacity:
+    return Capacity("cpu", "simulated", _MEMORY_BYTES, _MEMORY_BYTES, 1e10, 1e11)
