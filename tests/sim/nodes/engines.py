@@ -61,7 +61,7 @@ def described(*, with_manifest: bool) -> DescribeModel:
         dtype="float32",
         tied=False,
         kv_bytes_per_token=256,
-        part_bytes={part: _PART_BYTES for part in all_parts(LAYERS)},
+        part_bytes=dict.fromkeys(all_parts(LAYERS), _PART_BYTES),
         revision="r" * 64,
         manifest_root=root_of(TRUE_DIGESTS) if with_manifest else None,
     )

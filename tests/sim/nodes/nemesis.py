@@ -41,7 +41,7 @@ class Nemesis:
         self._world.tell(act.__name__.strip("_"))
         await act()
         for machine in self._world.machines:
-            if machine.node is None and self._dice.random() < 0.4:
+            if machine.task is None and self._dice.random() < 0.4:
                 self._world.start(machine)
 
     def end(self) -> None:
@@ -51,7 +51,7 @@ class Nemesis:
         for machine in world.machines:
             machine.mischief.corrupt_share = machine.mischief.fail_share = 0.0
             machine.mischief.slow_seconds = 0.0
-            world.loop.go_on(machine.name)
+            world.resume(machine)
             world.start(machine)
 
     def _any(self) -> Machine:
@@ -132,7 +132,7 @@ class Nemesis:
 
         async def go_on() -> None:
             await asyncio.sleep(seconds)
-            self._world.loop.go_on(machine.name)
+            self._world.resume(machine)
 
         self._world.in_background(go_on())
 

@@ -6,7 +6,7 @@ flush, the model's source, the engine, and the planner's thread.
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -275,9 +275,10 @@ class SimNode:
                 living.result()
         finally:
             self.ended = True
-            for task in [living, leaving, *self.spawned]:
+            everything: list[asyncio.Future[Any]] = [living, leaving, *self.spawned]
+            for task in everything:
                 task.cancel()
-            await asyncio.gather(living, leaving, *self.spawned, return_exceptions=True)
+            await asyncio.gather(*everything, return_exceptions=True)
             self.data_dir.close()
 
     async def _live(self) -> None:
@@ -292,9 +293,9 @@ class SimNode:
             ):
                 tasks.create_task(part)
 
-    def spawn(self, work: Awaitable[None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         loop = asyncio.get_running_loop()
-        task = loop.create_task(_run(work), context=self.around.context)
+        task = loop.create_task(work, context=self.around.context)
         self.spawned.add(task)
         task.add_done_callback(self.spawned.discard)
 
@@ -340,7 +341,3 @@ class SimNode:
     @property
     def is_operational(self) -> bool:
         return self.local.node.state is NodeState.OPERATIONAL
-
-
-async def _run(work: Awaitable[None]) -> None:
-    await work

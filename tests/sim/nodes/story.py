@@ -6,13 +6,13 @@ import random
 import tempfile
 from pathlib import Path
 
-from tests.sim.nodes.loop import run_virtually
 from tests.sim.nodes.nemesis import Nemesis
 from tests.sim.nodes.world import Plot, World
+from tests.sim.virtual_loop import run_virtually
 
 TROUBLE_SECONDS = 8.0
 CONVERGE_SECONDS = 120.0
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the simulated disks; never anything secret
+_SHARED_MEMORY = Path("/dev/shm")
 
 
 def plot_of(seed: int) -> Plot:
@@ -87,7 +87,7 @@ def _why(world: World) -> str:
             f"validated {state.validated_epoch} active {state.active_epoch} "
             f"term {node.consensus.term} leader {str(node.consensus.leader)[:6]} "
             f"voters {len(node.consensus.voters)} live {len(state.live)} "
-            f"problem {node.admission_problem()} {[str(p.message) for p in node.local.problems.values()]}"
+            f"problem {node.admission_problem()} {sorted(node.local.problems)}"
         )
     return "; ".join(told)
 

@@ -6,13 +6,9 @@ from typing import TYPE_CHECKING
 
 from butterfly.node.settings import ADMISSION_LEASE_SECONDS
 from butterfly_cluster.commands import (
-    AssignLayers,
+    ActAsCoordinator,
     Command,
-    DescribeModel,
-    MarkDown,
-    PassValidation,
-    RejectDigests,
-    ReportPlanProblem,
+    Ordered,
     encode_command,
 )
 from butterfly_cluster.raft import LAN
@@ -27,14 +23,6 @@ if TYPE_CHECKING:
 LOOK_SECONDS = 0.05
 LEASE_SECONDS = ADMISSION_LEASE_SECONDS["lan"] + LAN.fallback_seconds + 0.1
 """A follower may hear a leader that is cut off with it until that one steps down."""
-OF_A_COORDINATOR = (
-    AssignLayers,
-    DescribeModel,
-    MarkDown,
-    PassValidation,
-    RejectDigests,
-    ReportPlanProblem,
-)
 
 
 class Watch:
@@ -71,7 +59,7 @@ class Watch:
     # At every committed entry.
 
     def note_wish(self, node: SimNode, command: Command) -> None:
-        if isinstance(command, OF_A_COORDINATOR):
+        if isinstance(command, ActAsCoordinator | Ordered):
             wish = (self._world.now, node.machine)
             self._wishes.setdefault(encode_command(command), []).append(wish)
 
@@ -110,7 +98,7 @@ class Watch:
             if node is None:
                 continue
             self.note_identity(node)
-            if self._world.loop.is_paused(machine.name):
+            if machine.is_paused:
                 continue
             self._check_leader(node)
             if node.admits:
@@ -151,21 +139,19 @@ class Watch:
                     self._cut_off_since.setdefault(machine.name, world.now)
 
     def _groups(self) -> Iterable[list["Machine"]]:
-        ways = self._world.wire.ways
         left = [machine for machine in self._world.machines if machine.node is not None]
         while left:
             group, fresh = [], [left.pop()]
             while fresh:
                 here = fresh.pop()
                 group.append(here)
-                near = [
-                    there
-                    for there in left
-                    if not (ways.is_cut(here.name, there.name) and ways.is_cut(there.name, here.name))
-                ]
-                fresh += near
-                left = [there for there in left if there not in near]
+                fresh += [there for there in left if self._hears_anything(here, there)]
+                left = [there for there in left if there not in fresh]
             yield group
+
+    def _hears_anything(self, one: "Machine", other: "Machine") -> bool:
+        is_cut = self._world.wire.ways.is_cut
+        return not (is_cut(one.name, other.name) and is_cut(other.name, one.name))
 
     def _check_lease(self, node: SimNode) -> None:
         since = self._cut_off_since.get(node.machine)
@@ -174,7 +160,9 @@ class Watch:
         admitted_for = self._world.now - since
         self.longest_admission_seconds = max(self.longest_admission_seconds, admitted_for)
         if admitted_for > LEASE_SECONDS:
-            self.violate(f"{node.machine} admits requests {admitted_for:.2f} s after it was cut off")
+            self.violate(
+                f"{node.machine} admits requests {admitted_for:.2f} s after it was cut off"
+            )
 
     def _check_weights(self, node: SimNode) -> None:
         """A request that this node admits now runs on proven weights only."""

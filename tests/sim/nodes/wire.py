@@ -8,7 +8,7 @@ end gives up. Each direction has dice of its own, so that the order of sending c
 import asyncio
 import random
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
 from butterfly_cluster.raft import ChannelLike
@@ -29,7 +29,7 @@ class Host(Protocol):
     node_id: NodeId
     handlers: Mapping[str, Handler]
 
-    def spawn(self, work: Awaitable[None]) -> None:
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run in the node's context until it ends or the node does."""
 
     async def accept(self, channel: ChannelLike) -> None: ...

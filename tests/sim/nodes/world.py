@@ -8,7 +8,7 @@ import shutil
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from butterfly.config import NodeConfig
 from butterfly.config.schema import (
@@ -22,10 +22,10 @@ from butterfly_core.address import Address
 from butterfly_core.errors import ButterflyError
 from butterfly_core.ids import NodeId
 from tests.sim.nodes.engines import Mischief
-from tests.sim.nodes.loop import PausingLoop, context_of
 from tests.sim.nodes.node import SimNode, Surroundings
 from tests.sim.nodes.watch import Watch
 from tests.sim.nodes.wire import Body, Handler, Wire
+from tests.sim.virtual_loop import VirtualLoop, context_of, the_loop
 
 Role = Literal["worker", "coordinator"]
 
@@ -58,6 +58,7 @@ class Machine:
     node: SimNode | None = None
     task: asyncio.Task[None] | None = None
     clock_ahead_seconds: float = 0.0
+    is_paused: bool = False
     starts: int = 0
     moves: int = 0
     retired: set[NodeId] = field(default_factory=set)
@@ -69,7 +70,7 @@ class Machine:
 
 
 class World:
-    """See the module. All of it belongs to one ``PausingLoop``."""
+    """See the module. All of it belongs to one ``VirtualLoop``."""
 
     def __init__(self, seed: int, directory: Path, plot: Plot) -> None:
         self.seed, self.plot, self.directory = seed, plot, directory
@@ -88,8 +89,8 @@ class World:
         return Machine(name, number, _address(number, 0), self.directory / name, mischief)
 
     @property
-    def loop(self) -> PausingLoop:
-        return cast(PausingLoop, asyncio.get_running_loop())
+    def loop(self) -> VirtualLoop:
+        return the_loop()
 
     @property
     def now(self) -> float:
@@ -127,7 +128,7 @@ class World:
     # Nodes come and go.
 
     def start(self, machine: Machine) -> None:
-        if machine.node is not None:
+        if machine.task is not None:
             return
         machine.starts += 1
         context = context_of(machine.name)
@@ -163,7 +164,8 @@ class World:
         finally:
             self.wire.drop(node, silently=False)
             if machine.node is node:
-                machine.node = machine.task = None
+                machine.node = None
+            machine.task = None
 
     async def crash(self, machine: Machine, *, silently: bool = False) -> None:
         """As ``kill -9`` or, ``silently``, as a cut of power: nothing is said on the way out."""
@@ -173,15 +175,26 @@ class World:
         self.tell(f"{machine.name} crashes{' silently' if silently else ''}")
         self.watch.note_identity(node)
         self.wire.drop(node, silently=silently)
-        machine.node = machine.task = None
+        machine.node = None
         task.cancel()
-        self.loop.go_on(machine.name)
+        self.resume(machine)
         with contextlib.suppress(asyncio.CancelledError):
             await task
+        node.data_dir.close()  # a task that never ran has closed nothing
+        machine.task = None
+
+    def pause(self, machine: Machine) -> None:
+        """As SIGSTOP, or a hypervisor that is stuck."""
+        machine.is_paused = True
+        self.loop.pause(machine.name)
+
+    def resume(self, machine: Machine) -> None:
+        machine.is_paused = False
+        self.loop.resume(machine.name)
 
     def wipe(self, machine: Machine, *, names: tuple[str, ...] = ()) -> None:
         """Lose the disk of a machine that does not run, or only some files of it."""
-        assert machine.node is None
+        assert machine.task is None
         self.tell(f"{machine.name} loses {', '.join(names) or 'its disk'}")
         machine.retired |= self.watch.ids_of(machine)
         if not names:
@@ -208,7 +221,7 @@ class World:
 
     def move(self, machine: Machine) -> None:
         """Give a machine that does not run another address."""
-        assert machine.node is None
+        assert machine.task is None
         machine.moves += 1
         machine.address = _address(machine.number, machine.moves)
         self.tell(f"{machine.name} moves to {machine.address}")
