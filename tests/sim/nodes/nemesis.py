@@ -32,6 +32,7 @@ class Nemesis:
             self._drain,
             self._lose_disk,
             self._move,
+            self._fail_registry,
             self._heal,
             self._heal,
         ]
@@ -48,6 +49,7 @@ class Nemesis:
         world = self._world
         world.tell("everything is mended")
         world.wire.ways.heal()
+        world.truth.is_plain = True
         for machine in world.machines:
             machine.mischief.corrupt_share = machine.mischief.fail_share = 0.0
             machine.mischief.slow_seconds = 0.0
@@ -171,6 +173,9 @@ class Nemesis:
             await self._world.crash(machine)
             self._world.move(machine)
             self._world.start(machine)
+
+    async def _fail_registry(self) -> None:
+        self._world.truth.outage_until = self._world.now + self._moment()
 
     async def _heal(self) -> None:
         self._world.wire.ways.heal()

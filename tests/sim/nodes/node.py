@@ -40,6 +40,7 @@ from butterfly_cluster.identity import DataDir, load_or_create
 from butterfly_cluster.lifecycle import DrainRequested, NodeState, Started
 from butterfly_cluster.node_duties import Facts
 from butterfly_cluster.raft import ChannelLike
+from butterfly_cluster.registry import Directory
 from butterfly_cluster.state import Assignment
 from butterfly_core.address import Address, parse_address
 from butterfly_core.errors import NotServing
@@ -143,6 +144,7 @@ class Surroundings:
     mischief: Mischief
     with_manifest: bool
     context: Any
+    directory: Directory
     pipeline_problem: Callable[[int], str | None]
     link_problem: Callable[["SimNode", int], str | None]
     on_applied: Callable[["SimNode", int, bytes], None]
@@ -188,6 +190,7 @@ class SimNode:
             self.data_dir,
             local,
             peers=SimPeers(self, around.wire, self.addresses),
+            directory=around.directory,
             addresses=self.addresses,
             replica=replica,
             clock=around.clock,

@@ -6,6 +6,7 @@ import random
 import tempfile
 from pathlib import Path
 
+from butterfly_cluster.founding_sight import SourceName
 from tests.sim.nodes.nemesis import Nemesis
 from tests.sim.nodes.world import Plot, World
 from tests.sim.virtual_loop import run_virtually
@@ -18,13 +19,18 @@ _SHARED_MEMORY = Path("/dev/shm")
 def plot_of(seed: int) -> Plot:
     """What this seed's cluster is like."""
     dice = random.Random(f"plot {seed}")
-    founders = dice.choice([1, 2, 3, 3, 3, 4, 5, 5, 7])
-    lone = dice.random() < 0.3
+    founders, late = dice.choice([1, 2, 3, 3, 3, 4, 5, 5, 7]), dice.choice([0, 0, 1, 2])
+    source: SourceName = dice.choice(["static", "static", "dns", "multicast", "consul"])
+    if source == "static":
+        quorum_size = dice.choice([1, founders // 2 + 1])
+    else:
+        quorum_size = (founders + late) // 2 + 1
     return Plot(
         founders=founders,
-        late=dice.choice([0, 0, 1, 2]),
-        lone_coordinator=lone,
-        quorum_size=dice.choice([1, founders // 2 + 1]),
+        late=late,
+        source=source,
+        lone_coordinator=source == "static" and dice.random() < 0.4,
+        quorum_size=quorum_size,
         with_manifest=dice.random() < 0.7,
         grace_seconds=dice.choice([0.5, 1.0, 5.0]),
         max_voters=dice.choice([3, 5]),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from butterfly.config import NodeConfig
+from butterfly.config.discovery_schema import DiscoverySection
 from butterfly.config.schema import (
     ClusterSection,
     EngineSection,
@@ -18,11 +19,14 @@ from butterfly.config.schema import (
     NodeSection,
     SecuritySection,
 )
+from butterfly_cluster.founding_sight import SourceName
+from butterfly_cluster.registry import Directory
 from butterfly_core.address import Address
 from butterfly_core.errors import ButterflyError
 from butterfly_core.ids import NodeId
 from tests.sim.nodes.engines import Mischief
 from tests.sim.nodes.node import SimNode, Surroundings
+from tests.sim.nodes.sources import StaticList, Truth, directory_of
 from tests.sim.nodes.watch import Watch
 from tests.sim.nodes.wire import Body, Handler, Wire
 from tests.sim.virtual_loop import VirtualLoop, context_of, the_loop
@@ -36,6 +40,8 @@ class Plot:
 
     founders: int
     late: int = 0
+    source: SourceName = "static"
+    """All others than ``static`` need a ``quorum_size`` of more than half of all machines."""
     lone_coordinator: bool = False
     """One machine with the role coordinator and no seeds; all others list only it."""
     quorum_size: int = 1
@@ -65,6 +71,14 @@ class Machine:
     """Ids that were lost with the disk."""
 
     @property
+    def where(self) -> str:
+        return str(self.address)
+
+    @property
+    def is_up(self) -> bool:
+        return self.node is not None
+
+    @property
     def node_id(self) -> NodeId | None:
         return self.node.node_id if self.node else None
 
@@ -79,6 +93,12 @@ class World:
         self.wire = Wire(seed, self.context)
         self.machines = [self._machine(number) for number in range(plot.founders + plot.late)]
         self.watch = Watch(self)
+        self.truth = Truth(
+            self.machines,
+            now=lambda: self.now,
+            is_heard=lambda source, target: not self.wire.ways.is_cut(source, target),
+            dice=random.Random(f"{seed} sources"),
+        )
         self.story: list[tuple[float, str]] = []
         self._background: set[asyncio.Task[None]] = set()
 
@@ -143,6 +163,7 @@ class World:
             context=context,
             pipeline_problem=lambda epoch: self._pipeline_problem(machine, epoch),
             link_problem=self._link_problem,
+            directory=self._directory(machine),
             on_applied=self.watch.note_applied,
             on_wish=self.watch.note_wish,
         )
@@ -209,11 +230,14 @@ class World:
         has promised and not joined yet counts as lost with its promise.
         """
         leader, node = self.leader(), machine.node
-        founders = self.machines[: 1 if self.plot.lone_coordinator else self.plot.founders]
+        founders, needed = self.machines, self.plot.quorum_size
+        if self.plot.source == "static":
+            founders = founders[: 1 if self.plot.lone_coordinator else self.plot.founders]
+            needed = len(founders) // 2 + 1
         if leader is None or node is None or not node.consensus.joined:
             return False
         unbound = sum(1 for founder in founders if founder is machine or not _is_bound(founder))
-        if 2 * unbound >= len(founders):
+        if unbound >= needed:
             return False
         lost = {node.node_id}.union(*(other.retired for other in self.machines))
         views = {other.consensus.voters for other in self.running if other.consensus.joined}
@@ -264,16 +288,27 @@ class World:
         await asyncio.sleep(self.dice.choice([0.0, 0.002, 0.02]))
         await self.crash(machine, silently=self.dice.random() < 0.5)
 
+    @property
+    def _seeds(self) -> tuple[Address, ...]:
+        return tuple(_address(number, 0) for number in range(self.plot.founders))
+
+    def _directory(self, machine: Machine) -> Directory:
+        if self.plot.source == "static":
+            return StaticList([str(seed) for seed in self._config(machine).cluster.seed_nodes])
+        dice = random.Random(f"{self.seed} source {machine.name} {machine.starts}")
+        return directory_of(self.plot.source, self.truth, machine, dice)
+
     def _config(self, machine: Machine) -> NodeConfig:
         plot = self.plot
         role: Role = "worker"
-        seeds: tuple[Address, ...] = tuple(_address(n, 0) for n in range(plot.founders))
+        seeds = self._seeds if plot.source == "static" else ()
         if plot.lone_coordinator:
             role = "coordinator" if machine.number == 0 else "worker"
             seeds = () if machine.number == 0 else (_address(0, 0),)
         return NodeConfig(
             cluster=ClusterSection(
                 cluster_name="sim",
+                discovery_method=plot.source,
                 seed_nodes=seeds,
                 quorum_size=plot.quorum_size,
                 founding_grace_seconds=plot.grace_seconds,
@@ -287,6 +322,7 @@ class World:
                 bind_address=machine.address,
                 data_dir=machine.directory,
             ),
+            discovery=DiscoverySection(),
             engine=EngineSection(kv_cache_tokens=16, workspace_bytes=0),
             security=SecuritySection(insecure=True),
         )
