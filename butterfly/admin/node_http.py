@@ -34,9 +34,12 @@ class NodeHttp:
     api_key: str | None = None
     timeout_seconds: float = 5.0
 
-    def status(self) -> Mapping[str, Any]:
-        """GET /status. Raises Unreachable, NotAuthenticated, Refused, ProtocolViolation."""
-        return self.get("/status")
+    def status(self, *, fresh: bool = False) -> Mapping[str, Any]:
+        """GET /status; ``fresh``: no older than the question, or it is refused.
+
+        Raises Unreachable, NotAuthenticated, Refused, ProtocolViolation.
+        """
+        return self.get("/status?fresh=1" if fresh else "/status")
 
     def get(self, path: str) -> Mapping[str, Any]:
         with self._answer("GET", path, None) as answer:

@@ -24,6 +24,11 @@ INTERVAL_SECONDS_MIN = 0.2
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_target_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the node's answer as it is")
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="what a majority has agreed on by now, or an error when none can be reached",
+    )
     parser.add_argument("--watch", action="store_true", help="keep showing it until Ctrl-C")
     parser.add_argument(
         "--interval",
@@ -37,8 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     node = target_of(arguments)
     if arguments.watch:
-        return _watch(node, max(arguments.interval, INTERVAL_SECONDS_MIN), as_json=arguments.json)
-    status = node.status()
+        interval = max(arguments.interval, INTERVAL_SECONDS_MIN)
+        return _watch(node, interval, as_json=arguments.json, fresh=arguments.fresh)
+    status = node.status(fresh=arguments.fresh)
     if arguments.json:
         _print_json(status)
         return EXIT_OK
@@ -60,27 +66,27 @@ def picture(status: Mapping[str, Any]) -> "RenderableType":
     return Group(*summary, Text(), members_table(status), *errors)
 
 
-def _watch(node: NodeHttp, interval_seconds: float, *, as_json: bool) -> int:
+def _watch(node: NodeHttp, interval_seconds: float, *, as_json: bool, fresh: bool) -> int:
     from rich.live import Live
 
     from butterfly.admin.status_view import console
 
     if as_json:
         while True:
-            _print_json(node.status())
+            _print_json(node.status(fresh=fresh))
             time.sleep(interval_seconds)
     with Live(console=console(), auto_refresh=False) as live:
         while True:
-            live.update(_look(node), refresh=True)
+            live.update(_look(node, fresh=fresh), refresh=True)
             time.sleep(interval_seconds)
 
 
-def _look(node: NodeHttp) -> "RenderableType":
+def _look(node: NodeHttp, *, fresh: bool) -> "RenderableType":
     """A node that is away for a moment is part of what one watches, so it ends nothing."""
     from rich.text import Text
 
     try:
-        return picture(node.status())
+        return picture(node.status(fresh=fresh))
     except ButterflyError as error:
         return Text(str(error), style="red")
 

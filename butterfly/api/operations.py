@@ -29,7 +29,12 @@ class OperationsRoutes:
         ]
 
     async def status(self, request: web.Request) -> web.Response:
-        """Everything this node knows of itself and the cluster."""
+        """Everything this node knows of itself and the cluster.
+
+        With ``?fresh=1`` not older than the request: 503 when that cannot be had.
+        """
+        if request.query.get("fresh") == "1":
+            await self.node.catch_up()
         return web.json_response(dict(self.node.status()))
 
     async def health(self, request: web.Request) -> web.Response:

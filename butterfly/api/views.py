@@ -25,6 +25,12 @@ class NodeView(Protocol):
     def status(self) -> Mapping[str, Any]:
         """The document of ``GET /status``; only values that JSON knows."""
 
+    async def catch_up(self) -> None:
+        """Until all that was committed anywhere before the call shows in ``status``.
+
+        Raises NotServing in bounded time, when no majority is there.
+        """
+
     def readiness(self) -> Sequence[Check]:
         """Every check in order; the first that fails is what blocks."""
 

@@ -18,6 +18,7 @@ from butterfly.config.problems import Problem, refuse
 from butterfly.config.reading import Setting, read_environment, read_file, read_flags
 from butterfly.config.rules import Parts, broken_rules
 from butterfly.config.schema import (
+    ADMISSION_LEASE_SECONDS,
     SECTIONS,
     ClusterSection,
     EngineSection,
@@ -132,18 +133,22 @@ def _absolute(setting: Setting) -> str:
 
 
 def _with_derived_defaults(parts: Parts, settings: Mapping[str, Setting]) -> Parts:
-    """What is not said but follows: the advertised address, the model's name."""
-    node, model = parts.node, parts.model
+    """What is not said but follows: the advertised address, the model's name, the lease."""
+    cluster, node, model = parts.cluster, parts.node, parts.model
+    if cluster and "cluster.admission_lease_seconds" not in settings:
+        lease = ADMISSION_LEASE_SECONDS[cluster.profile]
+        cluster = cluster.model_copy(update={"admission_lease_seconds": lease})
     if node and "node.advertise_address" not in settings:
         node = node.model_copy(update={"advertise_address": node.bind_address})
     if model and not model.name:
         last = model.source_path.rstrip("/").rpartition("/")[2]
         model = model.model_copy(update={"name": last})
-    return replace(parts, node=node, model=model)
+    return replace(parts, cluster=cluster, node=node, model=model)
 
 
 def _derived_origins(origins: dict[str, str]) -> dict[str, str]:
     return {
+        "cluster.admission_lease_seconds": "from profile",
         "node.advertise_address": "from bind_address",
         "model.name": "from source_path",
         **origins,

@@ -16,6 +16,7 @@ from butterfly.config.files import cannot_open
 from butterfly.config.problems import Problem, nearest
 from butterfly.config.reading import Setting
 from butterfly.config.schema import (
+    ELECTION_SECONDS,
     EMBEDDED_MODELS,
     ClusterSection,
     EngineSection,
@@ -61,6 +62,8 @@ def _faults(parts: Parts) -> Iterator[Fault]:
         yield from _seeds(cluster, node)
     if cluster and parts.discovery:
         yield from discovery_faults(cluster, parts.discovery)
+    if cluster:
+        yield from _lease(cluster)
     if parts.engine:
         yield from _budgets(parts.engine)
     if security:
@@ -151,6 +154,16 @@ def _seeds(cluster: ClusterSection, node: NodeSection) -> Iterator[Fault]:
     if far and node.bind_address.is_loopback and node.advertise_address.is_loopback:
         advice = 'bind to an address they can dial, as "0.0.0.0:7000" with an advertise_address'
         yield "node.bind_address", f"seed node {far[0]} cannot reach {node.bind_address}; {advice}"
+
+
+def _lease(cluster: ClusterSection) -> Iterator[Fault]:
+    election = ELECTION_SECONDS[cluster.profile]
+    if cluster.admission_lease_seconds <= election:
+        yield (
+            "cluster.admission_lease_seconds",
+            f"must be more than {election:g}: an election of profile "
+            f'"{cluster.profile}" may take that long, and no request should be refused for it',
+        )
 
 
 def _is_beyond(address: Address) -> bool:

@@ -19,6 +19,13 @@ EMBEDDED_MODELS: Final = ("toy-llama",)
 """Names of the models that ship with the package."""
 
 
+ADMISSION_LEASE_SECONDS: Final = MappingProxyType({"lan": 2.0, "wan": 8.0})
+"""By profile, unless it is set."""
+
+ELECTION_SECONDS: Final = MappingProxyType({"lan": 1.0, "wan": 5.0})
+"""By profile: the longest election timeout, and the time in which a cut-off leader steps down."""
+
+
 def _read_seed_nodes(value: object) -> tuple[Address, ...]:
     seeds = read_addresses(value)
     for seed in seeds:
@@ -63,6 +70,10 @@ class ClusterSection(Section):
     dead_after_seconds: Annotated[
         float, Field(ge=0.5, le=600.0, description="seconds, from 0.5 to 600")
     ] = 3.0
+    admission_lease_seconds: Annotated[
+        float, Field(ge=0.5, le=600.0, description="seconds, from 0.5 to 600")
+    ] = 2.0
+    """8 with ``profile = "wan"``, unless it is set."""
     rebalance: Literal["idle", "off"] = "idle"
     rebalance_after_seconds: Seconds = 10.0
     plan_grace_seconds: Seconds = 1.0

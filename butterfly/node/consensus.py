@@ -105,6 +105,23 @@ class Consensus:
         """Up to where a node holds this leader's log; None when it is not connected."""
         return self._raft.matched_index(node_id) if self._raft else None
 
+    def seconds_since_heard(self, node_id: NodeId) -> float:
+        """Since the last word on the log's channel to a node; infinite without one."""
+        return self._raft.seconds_since_heard(node_id) if self._raft else float("inf")
+
+    @property
+    def lost_peers(self) -> frozenset[NodeId]:
+        """Whose channel for the log ended in the last minute and did not come back."""
+        return self._raft.lost_peers if self._raft else frozenset()
+
+    def voters_heard(self, within_seconds: float) -> int:
+        """How many voters are heard, this node counted when it votes."""
+        heard = (
+            voter == self._me or self.seconds_since_heard(voter) <= within_seconds
+            for voter in self.voters
+        )
+        return sum(heard)
+
     def join(self) -> None:
         """Begin; asking twice is harmless."""
         self._asked_to_join.set()
@@ -207,6 +224,11 @@ class Consensus:
         """The index of the command once it is applied here. Raises NotServing, Unreachable."""
         body = encode_command(command)
         return await self._joined_raft().propose(body, timeout_seconds=timeout_seconds)
+
+    async def barrier(self, timeout_seconds: float) -> int:
+        """The index up to which this node has applied the log, all that was committed before
+        the call included. Raises NotServing, Unreachable."""
+        return await self._joined_raft().barrier(timeout_seconds=timeout_seconds)
 
     async def add_voter(self, node_id: NodeId, *, timeout_seconds: float) -> None:
         await self._joined_raft().add_voter(node_id, timeout_seconds=timeout_seconds)

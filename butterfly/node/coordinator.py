@@ -17,6 +17,7 @@ from butterfly.node.model import ModelReader
 from butterfly.node.planning import demand_of, make_plan, resident
 from butterfly.node.replica import Replica
 from butterfly.node.reports import Reports
+from butterfly.node.settings import admission_lease
 from butterfly_cluster.catching_up import CatchingUp
 from butterfly_cluster.commands import (
     ActAsCoordinator,
@@ -84,6 +85,7 @@ class Coordinator:
         self._me = me
         self._config = config
         self._policy = policy_of(config)
+        self._lease_seconds = admission_lease(config, consensus.timing)
         self._consensus = consensus
         self._replica = replica
         self._reports = reports
@@ -127,7 +129,7 @@ class Coordinator:
         self._looked_at = now
 
     def _next_duty(self) -> Duty | None:
-        if self._consensus.leader != self._me:
+        if not self._may_act():
             self._leading = False
             return None
         now = self._clock()
@@ -138,6 +140,11 @@ class Coordinator:
         seen = self._observe(now)
         self._acting = Acting(seen.term, self._me)
         return coordinator_duty(self._replica.state, seen, self._policy)
+
+    def _may_act(self) -> bool:
+        """Leading is not enough: a majority must have been heard within the lease."""
+        leads = self._consensus.leader == self._me
+        return leads and self._consensus.leader_silent_seconds <= self._lease_seconds
 
     def _observe(self, now: float) -> Observations:
         state = self._replica.state

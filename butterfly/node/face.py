@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from butterfly.api.app import make_app
 from butterfly.api.limits import ApiLimits
@@ -17,12 +17,16 @@ from butterfly.node.local import Local
 from butterfly.node.replica import Replica
 from butterfly.node.serving import Ingress
 from butterfly.node.status import Surroundings, readiness_view, status_view
+from butterfly_core.errors import NotServing, Unreachable
 from butterfly_telemetry.loop_lag import LoopLagSampler
 from butterfly_telemetry.metric_table import LOOP_LAG
 from butterfly_telemetry.metrics import HttpMetrics, Metrics
 from butterfly_weights.cache_files import clear
 
 log = logging.getLogger(__name__)
+
+FRESH_SECONDS: Final = 3.0
+_BARRIERS_AT_ONCE: Final = 4
 
 
 class Face:
@@ -37,12 +41,15 @@ class Face:
         ingress: Ingress,
         engine: Engine,
         surroundings: Callable[[], Surroundings],
+        barrier: Callable[[float], Awaitable[int]],
         cache: Path | None,
         api_keys: frozenset[str],
     ) -> None:
         self._local = local
         self._replica = replica
         self._surroundings = surroundings
+        self._barrier = barrier
+        self._barriers = asyncio.Semaphore(_BARRIERS_AT_ONCE)
         self._cache = cache
         metrics = Metrics()
         self._gauges = gauges = Gauges(metrics, local, replica, engine, surroundings, cache)
@@ -61,6 +68,16 @@ class Face:
 
     def status(self) -> Mapping[str, Any]:
         return status_view(self._replica.state, self._local, self._surroundings())
+
+    async def catch_up(self) -> None:
+        """Wait for a barrier in the log. Raises NotServing after FRESH_SECONDS."""
+        try:
+            async with asyncio.timeout(FRESH_SECONDS), self._barriers:
+                await self._barrier(FRESH_SECONDS)
+        except (TimeoutError, NotServing, Unreachable) as error:
+            why = self._surroundings().admission_problem or str(error) or "the log does not move"
+            phase = self._local.phase.value
+            raise NotServing(f"nothing fresh can be read here: {why}", phase=phase) from error
 
     def readiness(self) -> Sequence[Check]:
         return readiness_view(self._replica.state, self._local, self._surroundings())

@@ -82,6 +82,7 @@ class Gauges:
         metrics.set(table.RAFT_COMMIT_INDEX, around.commit_index)
         metrics.set(table.RAFT_IS_LEADER, float(around.coordinator == around.me))
         metrics.count_up_to(table.LEADER_CHANGES, around.leader_changes)
+        metrics.count_up_to(table.LOG_ENTRIES_REJECTED, around.entries_rejected)
 
     def _read_engine(self) -> None:
         metrics, told = self._metrics, self._local.engine_statistics

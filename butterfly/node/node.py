@@ -12,7 +12,7 @@ from typing import Final
 from butterfly.api.auth import load_api_keys
 from butterfly.config import NodeConfig
 from butterfly.node.consensus import Consensus
-from butterfly.node.coordinator import Coordinator, policy_of
+from butterfly.node.coordinator import Coordinator
 from butterfly.node.effects import Effects
 from butterfly.node.engine import Engine
 from butterfly.node.face import Face
@@ -21,19 +21,17 @@ from butterfly.node.listening import EngineEars
 from butterfly.node.local import Local
 from butterfly.node.model import ModelReader
 from butterfly.node.network import make_network
+from butterfly.node.outlook import Outlook
 from butterfly.node.replica import Replica
 from butterfly.node.reports import Reports
 from butterfly.node.runner import Runner
 from butterfly.node.serving import HeadDesk, Ingress
 from butterfly.node.settings import (
-    ADMISSION_LEASE_SECONDS,
     EMBEDDED_ROOT,
     cache_directory,
     engine_settings,
     registration_of,
-    security_view,
 )
-from butterfly.node.status import Surroundings, admission_problem
 from butterfly.node.telling import leave_cluster, tell_the_cluster
 from butterfly_cluster.identity import DataDir
 from butterfly_cluster.lifecycle import DrainRequested, NodeState, Phase, Started
@@ -56,7 +54,6 @@ class NodeProgram:
     def __init__(self, config: NodeConfig, data_dir: DataDir) -> None:
         self._config = config
         self._me = data_dir.identity.node_id
-        self._policy = policy_of(config)
         self._local = Local(Facts(registration_of(config, self._me)))
         self._replica = Replica(self._local.changed)
         self._left = asyncio.Event()
@@ -78,6 +75,14 @@ class NodeProgram:
             directory=network.discovery,
             addresses=network.addresses,
             replica=replica,
+        )
+        self._outlook = Outlook(
+            self._me,
+            config,
+            consensus=self._consensus,
+            replica=replica,
+            reports=lambda: self._reports,
+            discovery=network.discovery,
         )
 
     def _make_engine(self, data_dir: DataDir) -> None:
@@ -113,7 +118,7 @@ class NodeProgram:
             desk=self._desk,
             pool=self._pool,
             addresses=self._addresses,
-            admission_problem=self._admission_problem,
+            admission_problem=self._outlook.admission_problem,
         )
         keys_file = config.security.api_keys_file
         self._face = Face(
@@ -121,7 +126,8 @@ class NodeProgram:
             local=local,
             replica=replica,
             ingress=self._ingress,
-            surroundings=self._surroundings,
+            surroundings=self._outlook.surroundings,
+            barrier=self._consensus.barrier,
             cache=cache_directory(config),
             api_keys=load_api_keys(keys_file) if keys_file else frozenset(),
             engine=self._engine,
@@ -241,7 +247,7 @@ class NodeProgram:
     def _look(self) -> None:
         """Bring the local facts up to date before each decision."""
         local = self._local
-        problem = self._admission_problem()
+        problem = self._outlook.admission_problem()
         if problem != local.facts.problem:
             local.set_facts(problem=problem)
         if local.node.state is NodeState.JOINING and local.phase in _JOINING_PHASES:
@@ -252,31 +258,3 @@ class NodeProgram:
         if not self._consensus.joined:
             return Phase.DISCOVERY
         return Phase.ELECTION if self._consensus.leader is None else Phase.ASSIGNMENT
-
-    def _admission_problem(self) -> str | None:
-        return admission_problem(
-            self._replica.state,
-            self._policy,
-            joined=self._consensus.joined,
-            leader_silent_seconds=self._consensus.leader_silent_seconds,
-            lease=ADMISSION_LEASE_SECONDS[self._config.cluster.profile],
-        )
-
-    def _surroundings(self) -> Surroundings:
-        config, consensus = self._config, self._consensus
-        return Surroundings(
-            me=self._me,
-            cluster_name=config.cluster.cluster_name,
-            cluster_id=consensus.cluster_id,
-            coordinator=consensus.leader,
-            term=consensus.term,
-            commit_index=consensus.commit_index,
-            leader_changes=consensus.leader_changes,
-            voters=consensus.voters,
-            reports={**self._reports.newest, self._me: self._reports.own()},
-            source=f"{config.model.source_type}:{config.model.source_path}",
-            security=security_view(config),
-            discovery=self._discovery.view(),
-            policy=self._policy,
-            admission_problem=self._admission_problem(),
-        )

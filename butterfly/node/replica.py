@@ -3,10 +3,11 @@
 import logging
 
 from butterfly.node.pulse import Pulse
-from butterfly_cluster.apply import apply
+from butterfly_cluster.apply import apply, is_fenced
 from butterfly_cluster.commands import decode_command
 from butterfly_cluster.state import ClusterState, decode_state, encode_state
 from butterfly_core.errors import ProtocolViolation
+from butterfly_core.ids import short
 
 log = logging.getLogger(__name__)
 
@@ -18,6 +19,7 @@ class Replica:
         self.state = ClusterState()
         self.changed = changed
         self.rejected_total = 0
+        """Entries that changed nothing: no commands, or orders of who does not act."""
 
     def apply(self, index: int, body: bytes) -> None:
         """Take one committed entry; never raises: an entry that is no command is counted."""
@@ -28,7 +30,13 @@ class Replica:
             log.error("log entry %d is ignored: %s", index, error)
             return
         before = self.state
+        if is_fenced(before, command):
+            self.rejected_total += 1
+            log.warning("log entry %d is ignored: a %s by who does not act", index, command.kind)
         self.state = apply(before, index, command)
+        if self.state.acting != before.acting and self.state.acting is not None:
+            by = self.state.acting
+            log.info("node %s acts as the coordinator in term %d", short(by.node_id), by.term)
         if before.epoch != self.state.epoch:
             log.info("epoch %d: a new plan is committed", self.state.epoch)
         self.changed.notify()

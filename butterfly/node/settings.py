@@ -8,11 +8,11 @@ from butterfly import __version__
 from butterfly.channel import EngineSettings
 from butterfly.config import NodeConfig
 from butterfly_cluster.commands import RegisterMember
+from butterfly_cluster.raft_timing import Timing
 from butterfly_core.ids import NodeId
 from butterfly_wire.secret import ClusterSecret, insecure_secret, load_secret
 
 EMBEDDED_ROOT: Final = Path(__file__).parents[1] / "demo_model"
-ADMISSION_LEASE_SECONDS: Final = {"lan": 2.0, "wan": 8.0}
 SILENT_SECONDS: Final = {"lan": 2.0, "wan": 8.0}
 """Without a word for so long, a connection to a peer is given up."""
 
@@ -22,6 +22,12 @@ def cache_directory(config: NodeConfig) -> Path | None:
     if config.model.cache == "off" or config.model.source_type == "embedded":
         return None
     return config.node.data_dir / "cache"
+
+
+def admission_lease(config: NodeConfig, timing: Timing) -> float:
+    """For how many seconds after the last word of a leader requests are admitted, and orders
+    given. A leader that is cut off goes on talking until it steps down; that is counted in."""
+    return config.cluster.admission_lease_seconds - timing.fallback_seconds
 
 
 def cluster_secret(config: NodeConfig) -> ClusterSecret:

@@ -27,6 +27,7 @@ class Surroundings:
     term: int
     commit_index: int
     leader_changes: int
+    entries_rejected: int
     voters: frozenset[NodeId]
     reports: Mapping[NodeId, Mapping[str, Any]]
     source: str
@@ -57,6 +58,7 @@ def status_view(state: ClusterState, local: Local, around: Surroundings) -> dict
         "errors": _errors(state, local, around)[:_ERRORS_MAX],
         "events": list(local.events),
         "term": around.term,
+        "acting": _acting_view(state),
         "commit_index": around.commit_index,
         "version": __version__,
         "uptime_seconds": round(local.uptime_seconds, 1),
@@ -64,6 +66,12 @@ def status_view(state: ClusterState, local: Local, around: Surroundings) -> dict
         "security": dict(around.security),
         "discovery": dict(around.discovery),
     }
+
+
+def _acting_view(state: ClusterState) -> dict[str, Any] | None:
+    """Whose orders count, as committed; ``coordinator`` is whom this node hears."""
+    acting = state.acting
+    return {"node_id": acting.node_id, "term": acting.term} if acting else None
 
 
 def _by_age(state: ClusterState) -> list[Member]:
@@ -147,15 +155,23 @@ def _error(
 
 
 def admission_problem(
-    state: ClusterState, policy: Policy, *, joined: bool, leader_silent_seconds: float, lease: float
+    state: ClusterState,
+    policy: Policy,
+    *,
+    joined: bool,
+    leader_silent_seconds: float,
+    lease: float,
+    voters: int,
+    voters_heard: int,
 ) -> str | None:
-    """Why new requests are refused although the pipeline may stand, or None."""
+    """Why new requests are refused although the pipeline may stand, or None. Times in seconds."""
     if not joined:
         return "this node has not joined a cluster yet"
     if leader_silent_seconds > lease:
         return (
-            f"no coordinator heard for {leader_silent_seconds:.1f} s: this node may be in a "
-            "minority; check that a majority of the voters runs and can be reached"
+            f"no coordinator with a majority heard for {leader_silent_seconds:.1f} s, and "
+            f"{voters_heard} of {voters} voters: this node may be in a minority; check that "
+            f"{voters // 2 + 1} voters run and can be reached from here"
         )
     live = len(state.live)
     if live < policy.quorum_size:

@@ -81,6 +81,7 @@ class RaftNode(RaftView):
             timing=timing,
             receiver=self,
             chance=chance.random,
+            clock=clock,
         )
         self._guard = Guard(timing, send=self._transport.send, clock=clock, chance=chance.random)
         self._journal, saved = open_log(data_dir, sync_file)

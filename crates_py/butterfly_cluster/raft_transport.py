@@ -18,6 +18,7 @@ from butterfly_core.errors import ButterflyError, ProtocolViolation, Refused
 from butterfly_core.ids import NodeId, short
 
 LINKS_MAX = 1024
+_LOST_KEPT_SECONDS = 60.0
 _log = logging.getLogger(__name__)
 
 
@@ -57,9 +58,12 @@ class RaftTransport:
         timing: Timing,
         receiver: Receiver,
         chance: Callable[[], float],
+        clock: Callable[[], float],
     ) -> None:
         self._me, self._cluster_id, self._dial = me, cluster_id, dial
         self._timing, self._receiver, self._chance = timing, receiver, chance
+        self._clock = clock
+        self._heard_at: dict[NodeId, float] = {}
         self._channels: dict[NodeId, ChannelLike] = {}
         self._dialing: set[NodeId] = set()
         self.counts: Counter[str] = Counter()
@@ -69,6 +73,17 @@ class RaftTransport:
     def peers(self) -> frozenset[NodeId]:
         """Whom there is a channel to."""
         return frozenset(self._channels)
+
+    @property
+    def lost(self) -> frozenset[NodeId]:
+        """Who was heard in the last minute, and there is no channel to any more."""
+        oldest = self._clock() - _LOST_KEPT_SECONDS
+        away = (peer for peer in self._heard_at if peer not in self._channels)
+        return frozenset(peer for peer in away if self._heard_at[peer] >= oldest)
+
+    def seconds_since_heard(self, peer: NodeId) -> float:
+        """How old the last word of a peer is, pings included; infinite when there was none."""
+        return self._clock() - self._heard_at.get(peer, float("-inf"))
 
     def send(self, peer: NodeId, message: Message) -> bool:
         """Hand a message to the channel; False when it surely does not arrive."""
@@ -160,10 +175,17 @@ class RaftTransport:
     async def _receive(self, channel: ChannelLike) -> bytes:
         try:
             async with asyncio.timeout(self._timing.silent_seconds):
-                return await channel.receive()
+                data = await channel.receive()
         except TimeoutError:
             self.counts["silent"] += 1
             raise
+        self._note_heard(channel.peer_id)
+        return data
+
+    def _note_heard(self, peer: NodeId) -> None:
+        if peer not in self._heard_at and len(self._heard_at) >= LINKS_MAX:
+            del self._heard_at[min(self._heard_at, key=self._heard_at.__getitem__)]
+        self._heard_at[peer] = self._clock()
 
     def _handle(self, peer: NodeId, data: bytes) -> None:
         message = decode_message(data)

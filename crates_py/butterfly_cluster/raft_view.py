@@ -66,6 +66,15 @@ class RaftView:
             return None
         return self._core.match_index(peer)
 
+    def seconds_since_heard(self, peer: NodeId) -> float:
+        """How old the last word on the channel to a peer is; infinite without one."""
+        return self._transport.seconds_since_heard(peer)
+
+    @property
+    def lost_peers(self) -> frozenset[NodeId]:
+        """Who was heard in the last minute, and there is no channel to any more."""
+        return self._transport.lost
+
     @property
     def disk_problem(self) -> str | None:
         """Why this node is mute: it follows in memory, and neither votes nor acknowledges.

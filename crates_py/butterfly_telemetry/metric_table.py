@@ -72,6 +72,9 @@ RAFT_TERM = Metric(G, "raft_term", "Current term")
 RAFT_COMMIT_INDEX = Metric(G, "raft_commit_index", "Last committed log entry")
 RAFT_IS_LEADER = Metric(G, "raft_is_leader", "1 when this node believes to lead")
 LEADER_CHANGES = Metric(C, "raft_leader_changes_total", "Leaders this node has seen come")
+LOG_ENTRIES_REJECTED = Metric(
+    C, "log_entries_rejected_total", "Committed entries that changed nothing, as of an old leader"
+)
 ENGINE_RESTARTS = Metric(C, "engine_restarts_total", "Engine processes started again")
 LOOP_LAG = Metric(
     H, "event_loop_lag_seconds", "How late the node's event loop woke up", (), _LAG_BUCKETS

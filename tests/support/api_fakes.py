@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from butterfly.api.views import Check
-from butterfly_core.errors import ButterflyError
+from butterfly_core.errors import ButterflyError, NotServing
 from butterfly_core.generation import FinishReason, GenerationRequest, TokensEmitted
 
 EOS = 0
@@ -131,9 +131,14 @@ class FakeNode:
 
     checks: list[Check] = field(default_factory=lambda: [Check("serving", True, "OPERATIONAL")])
     cache_bytes: int = 12_345
+    behind: str = ""
 
     def status(self) -> Mapping[str, Any]:
         return {"state": "OPERATIONAL", "phase": "serving", "progress_percent": 100.0}
+
+    async def catch_up(self) -> None:
+        if self.behind:
+            raise NotServing(self.behind, phase="serving")
 
     def readiness(self) -> Sequence[Check]:
         return self.checks

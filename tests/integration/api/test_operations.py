@@ -28,6 +28,21 @@ async def test_operators_see_status_health_and_metrics(
         assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
 
 
+async def test_a_fresh_status_is_refused_with_the_reason_when_there_is_no_majority(
+    start: Start, http: aiohttp.ClientSession, node: FakeNode
+) -> None:
+    url = await start()
+    async with http.get(f"{url}/status?fresh=1") as response:
+        assert response.status == 200
+    node.behind = "1 of 3 voters is heard"
+    async with http.get(f"{url}/status?fresh=1") as response:
+        assert response.status == 503
+        assert response.headers["Retry-After"]
+        assert "1 of 3 voters" in (await response.json())["error"]["message"]
+    async with http.get(f"{url}/status") as response:
+        assert response.status == 200
+
+
 async def test_readiness_names_what_blocks(
     start: Start, http: aiohttp.ClientSession, node: FakeNode
 ) -> None:

@@ -25,7 +25,7 @@ from butterfly.node.replica import Replica
 from butterfly.node.reports import Reports
 from butterfly.node.runner import Runner
 from butterfly.node.serving import HeadDesk, Ingress
-from butterfly.node.settings import ADMISSION_LEASE_SECONDS, registration_of
+from butterfly.node.settings import admission_lease, registration_of
 from butterfly.node.status import admission_problem
 from butterfly.node.telling import leave_cluster, tell_the_cluster
 from butterfly_cluster.commands import Command
@@ -324,12 +324,15 @@ class SimNode:
         self.addresses.save()
 
     def admission_problem(self) -> str | None:
+        lease = admission_lease(self.config, self.consensus.timing)
         return admission_problem(
             self.replica.state,
             self.policy,
             joined=self.consensus.joined,
             leader_silent_seconds=self.consensus.leader_silent_seconds,
-            lease=ADMISSION_LEASE_SECONDS[self.config.cluster.profile],
+            lease=lease,
+            voters=len(self.consensus.voters),
+            voters_heard=self.consensus.voters_heard(lease),
         )
 
     @property

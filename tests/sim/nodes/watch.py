@@ -4,14 +4,13 @@ import asyncio
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from butterfly.node.settings import ADMISSION_LEASE_SECONDS
+from butterfly.config.schema import ADMISSION_LEASE_SECONDS
 from butterfly_cluster.commands import (
     ActAsCoordinator,
     Command,
     Ordered,
     encode_command,
 )
-from butterfly_cluster.raft import LAN
 from butterfly_cluster.state import AssignedStage, ClusterState
 from butterfly_core.ids import NodeId
 from tests.sim.nodes.engines import TRUE_DIGESTS
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
     from tests.sim.nodes.world import Machine, World
 
 LOOK_SECONDS = 0.05
-LEASE_SECONDS = ADMISSION_LEASE_SECONDS["lan"] + LAN.fallback_seconds + 0.1
-"""A follower may hear a leader that is cut off with it until that one steps down."""
+LEASE_SECONDS = ADMISSION_LEASE_SECONDS["lan"] + 0.1
+"""Also for a follower that hears a leader which is cut off with it until that one steps down."""
 
 
 class Watch:

@@ -54,6 +54,8 @@ def refusal(values: dict[str, object], *, environ: dict[str, str] | None = None)
         ({"cluster.quorum_size": "three"}, "a whole number"),
         ({"cluster.quorum_size": 2.5}, "a whole number"),
         ({"cluster.max_voters": 4}, "must be odd"),
+        ({"cluster.admission_lease_seconds": 1.0}, "more than 1"),
+        ({"cluster.profile": "wan", "cluster.admission_lease_seconds": 4.0}, "more than 5"),
         ({"cluster.cluster_name": "a b"}, "letters, digits, dots, dashes and underscores"),
         ({"cluster.discovery_method": "magic"}, '"static", "dns", "consul" or "multicast"'),
         ({"cluster.seed_nodes": ["10.0.0.1"]}, "'10.0.0.1' is not an address"),

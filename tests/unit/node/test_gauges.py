@@ -21,6 +21,7 @@ AROUND = SimpleNamespace(
     term=3,
     commit_index=9,
     leader_changes=1,
+    entries_rejected=0,
     reports={node(1): {"state": "OPERATIONAL"}},
 )
 

@@ -5,7 +5,8 @@ import pytest
 
 from butterfly.node.pulse import Pulse
 from butterfly.node.replica import Replica
-from butterfly_cluster.commands import encode_command
+from butterfly_cluster.commands import ActAsCoordinator, MarkDown, Ordered, encode_command
+from butterfly_cluster.state import Acting
 from tests.support.clusters import active, node, registered
 
 
@@ -27,6 +28,18 @@ def test_an_entry_that_is_no_command_is_counted_and_changes_nothing(
     assert replica.rejected_total == 1
     assert replica.state.index == 0
     assert "log entry 1" in caplog.text
+
+
+def test_the_order_of_a_coordinator_that_was_replaced_is_counted_and_changes_nothing() -> None:
+    replica = Replica(Pulse())
+    replica.restore_state(active(2))
+    replica.apply(20, encode_command(ActAsCoordinator(Acting(2, node(2)))))
+
+    replica.apply(21, encode_command(Ordered(Acting(1, node(1)), MarkDown(node(2), "late"))))
+
+    assert replica.rejected_total == 1
+    assert replica.state.members[node(2)].alive
+    assert replica.state.index == 21
 
 
 def test_a_snapshot_restores_everything() -> None:

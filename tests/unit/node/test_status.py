@@ -24,6 +24,7 @@ AROUND = Surroundings(
     coordinator=node(2),
     term=3,
     commit_index=9,
+    entries_rejected=0,
     leader_changes=1,
     voters=frozenset({node(1)}),
     reports={node(2): {"state": "OPERATIONAL", "phase": "serving", "progress_percent": 100.0}},
@@ -118,9 +119,13 @@ def test_requests_are_refused_with_the_reason() -> None:
             joined=joined,
             leader_silent_seconds=silent,
             lease=2.0,
+            voters=5,
+            voters_heard=2,
         )
 
     assert problem() is None
     assert "joined" in str(problem(joined=False))
     assert "minority" in str(problem(silent=2.5))
+    assert "2 of 5 voters" in str(problem(silent=2.5))
+    assert "3 voters run" in str(problem(silent=2.5))
     assert "2 of 3 members" in str(problem(quorum=3))
