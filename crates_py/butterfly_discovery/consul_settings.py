@@ -53,7 +53,7 @@ class ConsulSettings:
     retry_seconds_max: float = 15.0
     leave_seconds: float = 2.0
     """For saying good-bye when the node stops."""
-    answer_bytes_max: int = 8 << 20
+    answer_bytes_max: int = 4 << 20
 
     def __post_init__(self) -> None:
         _check_url(self.url)

@@ -80,7 +80,7 @@ async def test_before_anybody_registers_nobody_is_there(consul: ConsulAgent) -> 
     assert await source(consul.settings()).next() == frozenset()
 
 
-async def test_a_node_appears_with_its_address_and_is_to_be_forgotten_when_it_dies(
+async def test_a_node_appears_with_its_address_and_a_check_that_it_lives(
     consul: ConsulAgent,
 ) -> None:
     node = source(consul.settings())
@@ -123,6 +123,17 @@ async def test_a_node_that_dies_without_a_word_is_gone_after_its_ttl(consul: Con
 
     (check,) = [check for check in (await entry(consul))["Checks"] if check["ServiceID"]]
     assert check["Status"] == "critical"
+
+
+@pytest.mark.slow
+async def test_a_dead_node_is_forgotten_by_consul(consul: ConsulAgent) -> None:
+    settings = consul.settings(ttl_seconds=1.0, leave_seconds=0.0, forget_seconds=60.0)
+    async with running(source(settings)):
+        await until(source(consul.settings(), 9), at(1))
+    # Consul takes no less than 60 s, and looks every 30 s.
+    async with asyncio.timeout(180.0):
+        while await asyncio.to_thread(consul.ask, "GET", "agent/services"):
+            await asyncio.sleep(1.0)
 
 
 async def test_a_node_marked_critical_is_out_until_it_says_again_that_it_lives(
