@@ -5,7 +5,13 @@ import json
 from butterfly.config.schema import SECTIONS, NodeConfig, keys_of
 
 _CONTENT_HIDDEN = frozenset(
-    {"cluster_secret_file", "api_keys_file", "consul_token_file", "consul_key_file"}
+    {
+        "cluster_secret_file",
+        "private_key_file",
+        "api_keys_file",
+        "consul_token_file",
+        "consul_key_file",
+    }
 )
 
 

@@ -34,6 +34,9 @@ _PATH_KEYS = frozenset(
     {
         "node.data_dir",
         "security.cluster_secret_file",
+        "security.ca_file",
+        "security.certificate_file",
+        "security.private_key_file",
         "security.api_keys_file",
         "discovery.consul_token_file",
         "discovery.consul_ca_file",

@@ -8,6 +8,7 @@ import ipaddress
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from butterfly.config.discovery_rules import discovery_faults
@@ -26,6 +27,11 @@ from butterfly.config.schema import (
 )
 from butterfly_core.address import Address
 
+_CERTIFICATE_KEYS = ("ca_file", "certificate_file", "private_key_file")
+_MADE_BY = {
+    "cluster_secret_file": "with: butterfly-admin secret create PATH",
+    "api_keys_file": "for instance with: openssl rand -hex 24",
+}
 _S3_PATH = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?", re.DOTALL)
 
 
@@ -184,11 +190,27 @@ def _budgets(engine: EngineSection) -> Iterator[Fault]:
 
 def _secret_files(security: SecuritySection) -> Iterator[Fault]:
     secret, keys = security.cluster_secret_file, security.api_keys_file
-    for key, path in (("cluster_secret_file", secret), ("api_keys_file", keys)):
-        if path is not None and (reason := cannot_open(path)) is not None:
+    for key in ("cluster_secret_file", *_CERTIFICATE_KEYS, "api_keys_file"):
+        path: Path | None = getattr(security, key)
+        if (
+            path is not None
+            and (reason := cannot_open(path, _MADE_BY.get(key, "in PEM format"))) is not None
+        ):
             yield f"security.{key}", f"{path} {reason}"
+    yield from _certificates(security)
     if secret is not None and secret == keys:
         yield "security.api_keys_file", "is the cluster's secret: clients must not hold it"
+
+
+def _certificates(security: SecuritySection) -> Iterator[Fault]:
+    """The operator's own authority: all three files or none, and then no cluster secret."""
+    given = [key for key in _CERTIFICATE_KEYS if getattr(security, key) is not None]
+    for key in _CERTIFICATE_KEYS:
+        if given and key not in given:
+            yield f"security.{key}", f"must be set because {given[0]} is: all three or none"
+    if given and security.cluster_secret_file is not None:
+        advice = "remove it, or the three certificate files: one thing decides who belongs here"
+        yield "security.cluster_secret_file", f"cannot stand beside {given[0]}; {advice}"
 
 
 def _beyond_loopback(node: NodeSection, security: SecuritySection) -> Iterator[Fault]:
@@ -198,7 +220,8 @@ def _beyond_loopback(node: NodeSection, security: SecuritySection) -> Iterator[F
     or_else = "or say insecure = true on a network you trust"
     if not node.bind_address.is_loopback:
         where = f"bind_address {node.bind_address} is open to other machines"
-        if security.cluster_secret_file is None:
+        if security.cluster_secret_file is None and security.ca_file is None:
+            or_else = f"or ca_file, certificate_file and private_key_file; {or_else}"
             yield "security.cluster_secret_file", f"must be set: {where}; {or_else}"
         if security.data_plane == "plain":
             advice = f'use "aead" or "mac", {or_else}'

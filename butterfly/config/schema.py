@@ -175,6 +175,16 @@ class SecuritySection(Section):
     cluster_secret_file: Annotated[
         Path | None, Field(description="a file of this node, readable by its user alone")
     ] = None
+    ca_file: Annotated[
+        Path | None,
+        Field(description="PEM file of the authorities that sign the certificates of nodes"),
+    ] = None
+    certificate_file: Annotated[
+        Path | None, Field(description="PEM file of this node's certificate and its chain")
+    ] = None
+    private_key_file: Annotated[
+        Path | None, Field(description="PEM file of this node's key, readable by its user alone")
+    ] = None
     api_keys_file: Annotated[
         Path | None, Field(description="a file of this node with one key a line")
     ] = None

@@ -25,6 +25,7 @@ from butterfly.node.outlook import Outlook
 from butterfly.node.replica import Replica
 from butterfly.node.reports import Reports
 from butterfly.node.runner import Runner
+from butterfly.node.secrecy import watch_credentials
 from butterfly.node.serving import HeadDesk, Ingress
 from butterfly.node.settings import (
     EMBEDDED_ROOT,
@@ -66,6 +67,7 @@ class NodeProgram:
         config, replica = self._config, self._replica
         network = make_network(config, data_dir, self._local, lambda: replica.state)
         self._listener, self._pool = network.listener, network.pool
+        self._credentials = network.credentials
         self._addresses, self._discovery = network.addresses, network.discovery
         self._consensus = Consensus(
             config,
@@ -83,6 +85,7 @@ class NodeProgram:
             replica=replica,
             reports=lambda: self._reports,
             discovery=network.discovery,
+            tls=network.tls,
         )
 
     def _make_engine(self, data_dir: DataDir) -> None:
@@ -218,6 +221,7 @@ class NodeProgram:
                     self._face.watch(),
                     tell_the_cluster(self._consensus, self._replica, self._local),
                     self._end_when_left(),
+                    watch_credentials(self._credentials, self._local),
                 ]
                 if self._config.node.capacity > 0:
                     parts.append(self._engine.run())

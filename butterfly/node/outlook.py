@@ -8,9 +8,11 @@ from butterfly.node.coordinator import policy_of
 from butterfly.node.discovery import NodeDiscovery
 from butterfly.node.replica import Replica
 from butterfly.node.reports import Reports
-from butterfly.node.settings import admission_lease, security_view
+from butterfly.node.settings import admission_lease
 from butterfly.node.status import Surroundings, admission_problem
+from butterfly.security import security_view
 from butterfly_core.ids import NodeId
+from butterfly_wire.identity import TlsIdentity
 
 
 class Outlook:
@@ -25,6 +27,7 @@ class Outlook:
         replica: Replica,
         reports: Callable[[], Reports],
         discovery: NodeDiscovery,
+        tls: TlsIdentity,
     ) -> None:
         self._me = me
         self._config = config
@@ -33,6 +36,7 @@ class Outlook:
         self._replica = replica
         self._reports = reports
         self._discovery = discovery
+        self._tls = tls
 
     def admission_problem(self) -> str | None:
         """Why no request is admitted here now, or None."""
@@ -63,7 +67,7 @@ class Outlook:
             voters=consensus.voters,
             reports={**reports.newest, self._me: reports.own()},
             source=f"{config.model.source_type}:{config.model.source_path}",
-            security=security_view(config),
+            security=security_view(config, self._tls),
             discovery=self._discovery.view(),
             policy=self._policy,
             admission_problem=self.admission_problem(),

@@ -1,8 +1,7 @@
 """From the configuration to what the parts of a node are made with."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from butterfly import __version__
 from butterfly.channel import EngineSettings
@@ -10,7 +9,6 @@ from butterfly.config import NodeConfig
 from butterfly_cluster.commands import RegisterMember
 from butterfly_cluster.raft_timing import Timing
 from butterfly_core.ids import NodeId
-from butterfly_wire.secret import ClusterSecret, insecure_secret, load_secret
 
 EMBEDDED_ROOT: Final = Path(__file__).parents[1] / "demo_model"
 SILENT_SECONDS: Final = {"lan": 2.0, "wan": 8.0}
@@ -28,20 +26,6 @@ def admission_lease(config: NodeConfig, timing: Timing) -> float:
     """For how many seconds after the last word of a leader requests are admitted, and orders
     given. A leader that is cut off goes on talking until it steps down; that is counted in."""
     return config.cluster.admission_lease_seconds - timing.fallback_seconds
-
-
-def cluster_secret(config: NodeConfig) -> ClusterSecret:
-    file = config.security.cluster_secret_file
-    return load_secret(file) if file else insecure_secret(config.cluster.cluster_name)
-
-
-def security_view(config: NodeConfig) -> Mapping[str, Any]:
-    return {
-        "data_plane": config.security.data_plane,
-        "insecure": config.security.insecure or config.security.cluster_secret_file is None,
-        "authenticated": config.security.cluster_secret_file is not None,
-        "api_keys": config.security.api_keys_file is not None,
-    }
 
 
 def registration_of(config: NodeConfig, me: NodeId) -> RegisterMember:

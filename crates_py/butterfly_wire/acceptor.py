@@ -71,8 +71,11 @@ class Acceptor:
             raise InvalidValue(f"the purpose {CONTROL!r} is that of calls")
         _register(self._handlers.channels, purpose, handler)
 
-    async def _welcome(self, connection: Connection, proved: NodeId) -> str:
-        """Do the hello; the purpose. Raises what refused the peer, after telling it."""
+    async def _welcome(self, connection: Connection, proved: NodeId | None) -> tuple[NodeId, str]:
+        """Do the hello: who it is, and for what. Raises what refused the peer, after telling it.
+
+        A peer whose certificate names nobody (``proved`` is None) is who it says.
+        """
         frame = await connection.first_frame()
         try:
             hello = parse_hello(_hello_meta(frame))
@@ -86,10 +89,10 @@ class Acceptor:
             connection.send(FrameKind.ERROR, 0, error_to_map(error))
             connection.close(error)
             raise
-        connection.where = f"node {short(proved)} ({connection.where})"
+        connection.where = f"node {short(hello.node_id)} ({connection.where})"
         connection.begin()
         connection.send(FrameKind.HELLO, 0, mine.to_map())
-        return hello.purpose
+        return hello.node_id, hello.purpose
 
     async def _serve(self, connection: Connection, proved: NodeId, purpose: str) -> None:
         """Answer until the connection ends."""
@@ -118,12 +121,16 @@ class Acceptor:
         await asyncio.gather(*(connection.wait_ended() for connection in closing))
 
 
-async def greet(connection: Connection, mine: Hello, proved: NodeId, expect: NodeId | None) -> None:
-    """The dialer's half of the hello.
+async def greet(
+    connection: Connection, mine: Hello, proved: NodeId | None, expect: NodeId | None
+) -> NodeId:
+    """The dialer's half of the hello; who it is.
 
-    Raises NotAuthenticated for another node than expected, and what the peer refused with.
+    A peer whose certificate names nobody (``proved`` is None) is who it says. Raises
+    NotAuthenticated for another node than expected, and what the peer refused with.
     """
-    check_expected(expect, proved, connection.where)
+    if proved is not None:
+        check_expected(expect, proved, connection.where)
     connection.send(FrameKind.HELLO, 0, mine.to_map())
     frame = await connection.first_frame()
     if frame.kind is FrameKind.ERROR:
@@ -131,10 +138,12 @@ async def greet(connection: Connection, mine: Hello, proved: NodeId, expect: Nod
         error.add_note(f"said by {connection.where}")
         raise error
     theirs = parse_hello(_hello_meta(frame))
-    if theirs.node_id != proved:
+    if proved not in (None, theirs.node_id):
         raise NotAuthenticated(f"{connection.where} says another node id than its certificate")
-    connection.where = f"node {short(proved)} ({connection.where})"
+    check_expected(expect, theirs.node_id, connection.where)
+    connection.where = f"node {short(theirs.node_id)} ({connection.where})"
     connection.begin()
+    return theirs.node_id
 
 
 def _hello_meta(frame: Frame) -> dict[str, object]:

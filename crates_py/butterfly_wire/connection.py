@@ -17,14 +17,16 @@ from butterfly_core.errors import (
     Unreachable,
 )
 from butterfly_wire.frames import Frame, FrameDecoder, FrameKind, encode_frame
+from butterfly_wire.identity import explained
 from butterfly_wire.limits import WireLimits
 
 _READ_AHEAD_BYTES = 1 << 16
 _WRITE_HIGH_BYTES = 1 << 20
 
 SECRET_ADVICE = (
-    "check that both nodes use the same cluster secret file (or, without one, the same cluster "
-    "name), and that their clocks agree within a day"
+    "check that both nodes use the same cluster secret file (or certificates of the same "
+    "authority, or, without either, the same cluster name), that no certificate has expired, and "
+    "that their clocks agree within a day"
 )
 
 
@@ -253,7 +255,9 @@ def tls_reason(exc: BaseException, where: str) -> ButterflyError | None:
     if isinstance(exc, ssl.SSLCertVerificationError) or (
         isinstance(exc, ssl.SSLError) and "ALERT" in (exc.reason or "")
     ):
-        return NotAuthenticated(f"{where}: {exc.reason or exc}; {SECRET_ADVICE}")
+        alert = not isinstance(exc, ssl.SSLCertVerificationError)
+        whose = "it refused this node's certificate: " if alert else ""
+        return NotAuthenticated(f"{where}: {whose}{explained(exc)}; {SECRET_ADVICE}")
     if isinstance(exc, ssl.SSLError):
         return NotAuthenticated(
             f"{where} does not speak this protocol ({exc.reason or exc}); "

@@ -11,7 +11,7 @@ from butterfly_core.ids import NodeId
 from butterfly_wire.acceptor import greet
 from butterfly_wire.channel import Channel
 from butterfly_wire.connection import Connection, tls_reason
-from butterfly_wire.identity import SERVER_NAME, TlsIdentity, node_id_of
+from butterfly_wire.identity import SERVER_NAME, TlsIdentity
 from butterfly_wire.limits import DEFAULT_LIMITS, WireLimits
 from butterfly_wire.protocol import PROTOCOL_VERSION, Hello
 
@@ -45,7 +45,7 @@ class GreetingDialer(ABC):
         try:
             async with asyncio.timeout(timeout_seconds):
                 proved = await self._connect(connection, address)
-                await greet(connection, hello, proved, expect)
+                peer_id = await greet(connection, hello, proved, expect)
         except TimeoutError as error:
             raise Unreachable(
                 f"no connection to {address} within {timeout_seconds} s; is a node listening "
@@ -58,11 +58,11 @@ class GreetingDialer(ABC):
         finally:
             if not connection.begun:
                 connection.abort(Unreachable(f"{address}: given up before the hello"))
-        return connection, proved
+        return connection, peer_id
 
     @abstractmethod
-    async def _connect(self, connection: Connection, address: Address) -> NodeId:
-        """Give the connection its transport; who is at the other end, proved."""
+    async def _connect(self, connection: Connection, address: Address) -> NodeId | None:
+        """Give the connection its transport; who is at the other end, when that is proved."""
 
 
 class TlsDialer(GreetingDialer):
@@ -74,7 +74,7 @@ class TlsDialer(GreetingDialer):
         super().__init__(cluster_name, node_id, limits)
         self._identity = identity
 
-    async def _connect(self, connection: Connection, address: Address) -> NodeId:
+    async def _connect(self, connection: Connection, address: Address) -> NodeId | None:
         await asyncio.get_running_loop().create_connection(
             lambda: connection,
             address.host,
@@ -84,13 +84,13 @@ class TlsDialer(GreetingDialer):
             ssl_handshake_timeout=self.limits.handshake_timeout_seconds,
             ssl_shutdown_timeout=self.limits.close_timeout_seconds,
         )
-        return peer_of(connection.transport)
+        return peer_of(connection.transport, self._identity)
 
 
-def peer_of(transport: asyncio.Transport) -> NodeId:
-    """Who the certificate on a TLS transport names. Raises NotAuthenticated."""
+def peer_of(transport: asyncio.Transport, identity: TlsIdentity) -> NodeId | None:
+    """Whom the certificate on a TLS transport names, if anybody. Raises NotAuthenticated."""
     tls: ssl.SSLObject = transport.get_extra_info("ssl_object")
-    return node_id_of(tls.getpeercert())
+    return identity.peer_id(tls.getpeercert())
 
 
 async def dial_channel(

@@ -1,9 +1,7 @@
-"""Who a node is on the wire: a certificate that it mints itself out of the cluster secret.
+"""Who a node is on the wire: its TLS contexts, and what a peer's certificate proves.
 
-The certificate authority is no server: its Ed25519 key is derived from the secret, so every
-holder of the secret can sign, and checks others against the same authority. The authority's
-certificate is the same, byte for byte, wherever it is made. A node's certificate binds a
-random key to the node's id (SAN ``URI:butterfly:node:<id>``).
+Contexts are kept, renewed when their certificate is half through its life, and replaced whole
+when the files behind them have changed (``watching.py``). What stands keeps its own.
 """
 
 import os
@@ -11,88 +9,194 @@ import ssl
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
-from hashlib import sha256
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
-from butterfly_core.errors import InvalidValue, NotAuthenticated
+from butterfly_core.errors import ConfigError, InvalidValue, NotAuthenticated
 from butterfly_core.ids import NodeId, parse_node_id
-from butterfly_wire.secret import ClusterSecret, derive_key
+from butterfly_wire.authority import URI_PREFIX
+from butterfly_wire.credentials import Credentials, SecretCredentials, Shown
+from butterfly_wire.secret import ClusterSecret
 
-LEAF_LIFE = timedelta(days=30)
-CLOCK_SKEW = timedelta(days=1)
-"""Clocks of two nodes may differ by this much."""
 SERVER_NAME = "butterfly"
 """What a dialer calls every peer; who it is, its certificate says."""
-_CA_PURPOSE = b"butterfly ca v1"
-_URI_PREFIX = "butterfly:node:"
-_CA_FROM = datetime(2020, 1, 1, tzinfo=UTC)
-_CA_UNTIL = datetime(2120, 1, 1, tzinfo=UTC)
+refusals: ContextVar[list[ssl.SSLError]] = ContextVar("refusals")
+"""Where a server's handshake leaves why it refused: a client that is told may go away before
+the error comes out of the handshake."""
+_NAME_CHARS_MAX = 80
 
 
 def _now() -> datetime:
     return datetime.now(UTC)
 
 
-class TlsIdentity:
-    """Makes the TLS contexts of one node; TLS 1.3 only, both sides show a certificate.
+@dataclass(frozen=True, slots=True)
+class _Contexts:
+    credentials: Credentials
+    shown: Shown
+    server: ssl.SSLContext
+    client: ssl.SSLContext
 
-    Ask for a context for each connection: it is made anew when half of the certificate's life
-    is over, and kept otherwise.
+
+class TlsIdentity:
+    """The TLS contexts of one node; TLS 1.3 only, both sides show a certificate.
+
+    Ask for a context for each connection. Raises ConfigError for credentials that no peer
+    would accept.
     """
 
     def __init__(
         self,
-        secret: ClusterSecret,
+        credentials: ClusterSecret | Credentials,
         node_id: NodeId,
         *,
         clock: Callable[[], datetime] = _now,
     ) -> None:
         self.node_id = node_id
-        self._authority = _Authority(secret.current)
-        self._trusted = "".join(_Authority(s).certificate_pem for s in secret.accepted)
         self._clock = clock
-        self._renew_at = datetime.min.replace(tzinfo=UTC)
-        self._contexts: dict[int, ssl.SSLContext] = {}
+        if isinstance(credentials, ClusterSecret):
+            credentials = SecretCredentials(credentials)
+        self._contexts = self._made(credentials)
+
+    @property
+    def credentials(self) -> Credentials:
+        """What is in use."""
+        return self._contexts.credentials
+
+    @property
+    def shown_until(self) -> datetime:
+        """When the certificate that this node shows ends."""
+        return self._contexts.shown.until
+
+    def replace(self, credentials: Credentials) -> None:
+        """Use other credentials for new connections; safe in any thread.
+
+        Raises ConfigError for those that no peer would accept; then nothing changes.
+        """
+        self._contexts = self._made(credentials)
 
     def server_context(self) -> ssl.SSLContext:
         """The context for accepted connections."""
-        return self._context(ssl.PROTOCOL_TLS_SERVER)
+        return self._current().server
 
     def client_context(self) -> ssl.SSLContext:
         """The context for dialed connections."""
-        return self._context(ssl.PROTOCOL_TLS_CLIENT)
+        return self._current().client
 
-    def _context(self, side: int) -> ssl.SSLContext:
-        now = self._clock()
-        if now >= self._renew_at:
-            leaf = self._authority.mint(self.node_id, now)
-            self._contexts = {
-                ssl.PROTOCOL_TLS_SERVER: self._make(ssl.PROTOCOL_TLS_SERVER, leaf),
-                ssl.PROTOCOL_TLS_CLIENT: self._make(ssl.PROTOCOL_TLS_CLIENT, leaf),
-            }
-            self._renew_at = now + LEAF_LIFE / 2
-        return self._contexts[side]
+    def peer_id(self, certificate: Mapping[str, Any] | None) -> NodeId | None:
+        """Whom a verified certificate names (the form of ``SSLObject.getpeercert()``).
 
-    def _make(self, side: int, leaf_pem: bytes) -> ssl.SSLContext:
-        context = ssl.SSLContext(side)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.check_hostname = False  # the node id in the certificate is checked instead
-        context.verify_mode = ssl.CERT_REQUIRED
-        # A resumed session would skip the certificates, and so outlive a changed secret.
-        context.options |= ssl.OP_NO_TICKET
-        if side == ssl.PROTOCOL_TLS_SERVER:
-            context.num_tickets = 0
-            context.sslobject_class = _TellingServer
-        context.load_verify_locations(cadata=self._trusted)
-        with _as_file(leaf_pem) as path:
-            context.load_cert_chain(path)
-        return context
+        None when it names nobody and need not; then the peer is who its hello says. Raises
+        NotAuthenticated.
+        """
+        names = _names_in(certificate)
+        if not names and not self.credentials.peers_are_named:
+            return None
+        return node_id_of(certificate)
+
+    def _current(self) -> _Contexts:
+        if self._clock() >= self._contexts.shown.renew_at:
+            self._contexts = self._made(self._contexts.credentials)
+        return self._contexts
+
+    def _made(self, credentials: Credentials) -> _Contexts:
+        shown = credentials.show(self.node_id, self._clock())
+        trusted = credentials.trusted_pem
+        try:
+            server = _context(ssl.PROTOCOL_TLS_SERVER, trusted, shown.pem)
+            client = _context(ssl.PROTOCOL_TLS_CLIENT, trusted, shown.pem)
+        except ssl.SSLError as error:
+            raise ConfigError(f"certificates that OpenSSL refuses: {error}") from error
+        if not credentials.peers_are_named:
+            _rehearse(server, client)
+        return _Contexts(credentials, shown, server, client)
+
+
+def _context(side: int, trusted_pem: str, shown_pem: bytes) -> ssl.SSLContext:
+    context = ssl.SSLContext(side)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False  # the node id in the certificate is checked instead
+    context.verify_mode = ssl.CERT_REQUIRED
+    # An authority below a root that is not listed may be believed alone.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    # A resumed session would skip the certificates, and so outlive a changed secret.
+    context.options |= ssl.OP_NO_TICKET
+    context.sslobject_class = _Client
+    if side == ssl.PROTOCOL_TLS_SERVER:
+        context.num_tickets = 0
+        context.sslobject_class = _TellingServer
+    context.load_verify_locations(cadata=trusted_pem)
+    with _as_file(shown_pem) as path:
+        context.load_cert_chain(path)
+    return context
+
+
+def _rehearse(server_context: ssl.SSLContext, client_context: ssl.SSLContext) -> None:
+    """Shake hands with oneself: what a peer would refuse is found before one does.
+
+    Raises ConfigError.
+    """
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    server = server_context.wrap_bio(to_server, to_client, server_side=True)
+    client = client_context.wrap_bio(to_client, to_server, server_hostname=SERVER_NAME)
+    for _ in range(4):
+        for side in (client, server):
+            try:
+                side.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+            except ssl.SSLError as error:
+                raise ConfigError(
+                    "certificate_file is not accepted by the authorities in ca_file: "
+                    f"{explained(error)}"
+                ) from error
+
+
+class PeerCertificateError(ssl.SSLCertVerificationError):
+    """A peer's certificate was not accepted; ``about`` says which one, with its dates."""
+
+    about = ""
+
+
+def explained(error: ssl.SSLError) -> str:
+    """What OpenSSL found wrong, and with which certificate where that is known."""
+    reason = getattr(error, "verify_message", "") or error.reason or str(error)
+    about = getattr(error, "about", "")
+    return f"{reason} ({about})" if about else reason
+
+
+def _telling(tls: ssl.SSLObject, error: ssl.SSLCertVerificationError) -> PeerCertificateError:
+    told = PeerCertificateError(*error.args)
+    told.reason, told.library = error.reason, error.library
+    told.verify_code, told.verify_message = error.verify_code, error.verify_message
+    told.about = _about(tls)
+    return told
+
+
+def _about(tls: ssl.SSLObject) -> str:
+    """The certificate that a peer showed and that was refused: who, from when, to when."""
+    # Public from Python 3.13 on; before it the inner object has the same.
+    inner: Any = getattr(tls, "_sslobj", None)
+    chain = inner.get_unverified_chain() if hasattr(inner, "get_unverified_chain") else None
+    if not chain:
+        return ""
+    info = chain[0].get_info()
+    fields = [field for part in info.get("subject", ()) for field in part]
+    who = ", ".join(f"{key}={value}" for key, value in fields)[:_NAME_CHARS_MAX]
+    span = f"valid from {info.get('notBefore')} to {info.get('notAfter')}"
+    return f"the certificate of {who!r}, {span}"
+
+
+class _Client(ssl.SSLObject):
+    """A client's TLS that tells which certificate it refuses."""
+
+    def do_handshake(self) -> None:
+        try:
+            super().do_handshake()
+        except ssl.SSLCertVerificationError as error:
+            raise _telling(self, error) from error
 
 
 class _TellingServer(ssl.SSLObject):
@@ -112,59 +216,9 @@ class _TellingServer(ssl.SSLObject):
         try:
             super().do_handshake()
         except ssl.SSLCertVerificationError as error:
-            self._held = error
+            self._held = _telling(self, error)
+            refusals.get([]).append(self._held)
             raise ssl.SSLWantReadError from error
-
-
-class _Authority:
-    """The certificate authority that a secret stands for."""
-
-    def __init__(self, secret: bytes) -> None:
-        self._key = Ed25519PrivateKey.from_private_bytes(derive_key(secret, _CA_PURPOSE))
-        public = self._key.public_key()
-        raw = public.public_bytes(serialization.Encoding.Raw, serialization.PublicFormat.Raw)
-        # The name tells authorities apart, so that OpenSSL picks the right one of two.
-        self._name = _common_name(f"butterfly ca {sha256(raw).hexdigest()[:16]}")
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(self._name)
-            .issuer_name(self._name)
-            .public_key(public)
-            .serial_number(1)
-            .not_valid_before(_CA_FROM)
-            .not_valid_after(_CA_UNTIL)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(_key_usage(signs_certificates=True), critical=True)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
-            .sign(self._key, algorithm=None)
-        )
-        self.certificate_pem = certificate.public_bytes(serialization.Encoding.PEM).decode()
-
-    def mint(self, node_id: NodeId, now: datetime) -> bytes:
-        """A fresh key and its certificate, as PEM."""
-        key = Ed25519PrivateKey.generate()
-        usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-        uri = x509.UniformResourceIdentifier(_URI_PREFIX + node_id)
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(_common_name(f"butterfly node {node_id}"))
-            .issuer_name(self._name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - CLOCK_SKEW)
-            .not_valid_after(now + LEAF_LIFE)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_key_usage(signs_certificates=False), critical=True)
-            .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-            .add_extension(x509.SubjectAlternativeName([uri]), critical=False)
-            .sign(self._key, algorithm=None)
-        )
-        private = key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-        return private + certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def node_id_of(certificate: Mapping[str, Any] | None) -> NodeId:
@@ -172,32 +226,18 @@ def node_id_of(certificate: Mapping[str, Any] | None) -> NodeId:
 
     Raises NotAuthenticated when it does not name exactly one.
     """
-    names = (certificate or {}).get("subjectAltName", ())
-    found = [value for kind, value in names if kind == "URI" and value.startswith(_URI_PREFIX)]
+    found = _names_in(certificate)
     if len(found) != 1:
         raise NotAuthenticated(f"a peer's certificate names {len(found)} nodes; it must name one")
     try:
-        return parse_node_id(found[0].removeprefix(_URI_PREFIX))
+        return parse_node_id(found[0].removeprefix(URI_PREFIX))
     except InvalidValue as error:
         raise NotAuthenticated(f"a peer's certificate: {error}") from error
 
 
-def _common_name(text: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-
-def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not signs_certificates,
-        key_cert_sign=signs_certificates,
-        crl_sign=False,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
+def _names_in(certificate: Mapping[str, Any] | None) -> list[str]:
+    names = (certificate or {}).get("subjectAltName", ())
+    return [value for kind, value in names if kind == "URI" and value.startswith(URI_PREFIX)]
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import asyncio
 import errno
 import logging
 import socket
+import ssl
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from butterfly_core.ids import NodeId
 from butterfly_wire.acceptor import Acceptor
 from butterfly_wire.connection import Connection, tls_reason
 from butterfly_wire.dialing import peer_of
-from butterfly_wire.identity import TlsIdentity
+from butterfly_wire.identity import TlsIdentity, refusals
 from butterfly_wire.limits import DEFAULT_LIMITS, WireLimits
 from butterfly_wire.tasks import Tasks
 from butterfly_wire.tickets import (
@@ -146,7 +147,7 @@ class PeerListener(Acceptor):
                 if await _first_byte(newcomer.sock) != _TLS_HANDSHAKE:
                     await self._redeem(newcomer)
                     return
-                connection, proved, purpose = await self._handshake(newcomer)
+                connection, peer_id, purpose = await self._handshake(newcomer)
         except (ButterflyError, OSError) as error:
             self._counts["handshakes_failed"] += 1
             reason = str(tls_reason(error, str(newcomer.where)) or error) or type(error).__name__
@@ -155,10 +156,12 @@ class PeerListener(Acceptor):
             _log.log(level, "refused a connection from %s: %s", newcomer.where, reason)
             return
         self._settled(task, newcomer)
-        await self._serve(connection, proved, purpose)
+        await self._serve(connection, peer_id, purpose)
 
     async def _handshake(self, newcomer: "_Newcomer") -> tuple[Connection, NodeId, str]:
         connection = Connection(str(newcomer.where), self.limits)
+        refused: list[ssl.SSLError] = []
+        refusals.set(refused)  # each newcomer has a task, and so a context, of its own
         newcomer.taken = True  # the transport closes it from here on
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
@@ -168,8 +171,10 @@ class PeerListener(Acceptor):
                 ssl_handshake_timeout=self.limits.handshake_timeout_seconds,
                 ssl_shutdown_timeout=self.limits.close_timeout_seconds,
             )
-            proved = peer_of(connection.transport)
-            return connection, proved, await self._welcome(connection, proved)
+            proved = peer_of(connection.transport, self._identity)
+            return connection, *await self._welcome(connection, proved)
+        except OSError as error:
+            raise (refused[0] if refused else error) from error
         except ButterflyError as error:
             connection.close(error)  # gracefully: the reason is still on its way to the peer
             await connection.wait_ended()

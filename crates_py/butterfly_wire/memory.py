@@ -209,7 +209,7 @@ class MemoryListener(Acceptor):
     async def _receive(self, connection: Connection, caller: NodeId) -> None:
         try:
             async with asyncio.timeout(self.limits.handshake_timeout_seconds):
-                purpose = await self._welcome(connection, caller)
+                _, purpose = await self._welcome(connection, caller)
         except (ButterflyError, TimeoutError):
             return
         finally:

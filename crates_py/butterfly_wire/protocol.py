@@ -65,18 +65,18 @@ def parse_hello(meta: Mapping[str, Any]) -> Hello:
     return Hello(version, text_of(meta, "cluster_name"), node_id, text_of(meta, "purpose"))
 
 
-def check_hello(mine: Hello, theirs: Hello, proved: NodeId) -> None:
+def check_hello(mine: Hello, theirs: Hello, proved: NodeId | None) -> None:
     """Refuse a peer that is not who it says, or does not belong here.
 
-    ``proved`` is the id in its certificate. Raises NotAuthenticated or Refused; the message is
-    written for the peer's operator too.
+    ``proved`` is the id in its certificate, None where certificates name nobody. Raises
+    NotAuthenticated or Refused; the message is written for the peer's operator too.
     """
     if theirs.version != mine.version:
         raise Refused(
             f"node {short(theirs.node_id)} speaks wire version {theirs.version}, node "
             f"{short(mine.node_id)} speaks {mine.version}; run the same release on both"
         )
-    if theirs.node_id != proved:
+    if proved not in (None, theirs.node_id):
         raise NotAuthenticated(
             f"a peer says it is node {theirs.node_id}, its certificate says {proved}"
         )

@@ -152,7 +152,7 @@ def _introduction(situation: Situation, seed: Address, name: str) -> Finding:
         return failed(
             name,
             f"reachable, but: {error}",
-            "all nodes need the same cluster_name and the same cluster secret file",
+            "all nodes need the same cluster_name and the same cluster secret file or authority",
         )
     if not answer:
         return warned(

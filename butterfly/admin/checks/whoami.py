@@ -20,15 +20,11 @@ def ask_who(config: "NodeConfig", peer: Address) -> str:
 
 
 async def _ask(config: "NodeConfig", peer: Address) -> str:
-    from butterfly_wire.identity import TlsIdentity
+    from butterfly.security import asking_identity
     from butterfly_wire.pool import PeerPool
-    from butterfly_wire.secret import insecure_secret, load_secret
 
-    path = config.security.cluster_secret_file
-    name = config.cluster.cluster_name
-    secret = load_secret(path) if path else insecure_secret(name)
-    me = node_id_from_bytes(secrets.token_bytes(16))
-    pool = PeerPool(TlsIdentity(secret, me), cluster_name=name, node_id=me)
+    tls = asking_identity(config, node_id_from_bytes(secrets.token_bytes(16)))
+    pool = PeerPool(tls, cluster_name=config.cluster.cluster_name, node_id=tls.node_id)
     try:
         answer = await pool.call(peer, "whoami", {}, timeout_seconds=CALL_SECONDS_MAX)
     finally:

@@ -134,6 +134,48 @@ def test_plain_data_beyond_loopback_must_be_said_to_be_insecure(tmp_path: Path) 
     assert load({**values, "security.data_plane": "plain", "security.insecure": True})
 
 
+CERTIFICATE_KEYS = ("ca_file", "certificate_file", "private_key_file")
+
+
+def certificate_files(folder: Path, *keys: str) -> dict[str, object]:
+    for key in keys:
+        (folder / key).write_text("PEM, which nobody reads here")
+    return {f"security.{key}": str(folder / key) for key in keys}
+
+
+@pytest.mark.parametrize("missing", CERTIFICATE_KEYS)
+def test_certificate_files_come_together_or_not_at_all(tmp_path: Path, missing: str) -> None:
+    keys = [key for key in CERTIFICATE_KEYS if key != missing]
+
+    text = refusal(certificate_files(tmp_path, *keys))
+
+    assert f"security] {missing}" in text
+    assert "all three or none" in text
+
+
+def test_certificates_replace_the_cluster_secret_also_beyond_loopback(tmp_path: Path) -> None:
+    values = certificate_files(tmp_path, *CERTIFICATE_KEYS)
+    values["node.bind_address"] = "10.0.0.1:7000"
+
+    assert load(values).security.ca_file == tmp_path / "ca_file"
+
+
+def test_a_cluster_secret_beside_certificates_is_refused(tmp_path: Path) -> None:
+    values = certificate_files(tmp_path, *CERTIFICATE_KEYS)
+    secret = tmp_path / "secret"
+    secret.write_text("x" * 32)
+
+    text = refusal({**values, "security.cluster_secret_file": str(secret)})
+
+    assert "one thing decides who belongs here" in text
+
+
+def test_a_missing_secret_file_is_named_with_how_to_make_one(tmp_path: Path) -> None:
+    text = refusal({"security.cluster_secret_file": str(tmp_path / "none")})
+
+    assert "butterfly-admin secret create" in text
+
+
 def test_clients_must_not_hold_the_cluster_secret(tmp_path: Path) -> None:
     both = tmp_path / "secret"
     both.write_text("x" * 32)

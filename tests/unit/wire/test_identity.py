@@ -7,7 +7,8 @@ import pytest
 
 from butterfly_core.errors import NotAuthenticated
 from butterfly_core.ids import NodeId
-from butterfly_wire.identity import LEAF_LIFE, TlsIdentity, node_id_of
+from butterfly_wire.authority import LEAF_LIFE
+from butterfly_wire.identity import TlsIdentity, node_id_of
 from butterfly_wire.secret import ClusterSecret
 
 ANNA, BERT = NodeId("a" * 32), NodeId("b" * 32)

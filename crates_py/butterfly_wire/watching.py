@@ -1,0 +1,88 @@
+"""Notices that the files behind an identity have changed, and takes what is in them now."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from butterfly_core.errors import ConfigError
+from butterfly_core.ids import NodeId
+from butterfly_wire.credentials import CredentialSource
+from butterfly_wire.identity import TlsIdentity
+
+LOOK_SECONDS = 1.0
+WARNED_BEFORE = timedelta(days=3)
+"""A certificate that nobody renews is a problem so long before its end."""
+_Signature = tuple[tuple[int, ...], ...]
+_log = logging.getLogger(__name__)
+
+
+class CredentialWatch:
+    """One identity, and looks at its files now and then.
+
+    A change counts once it was seen the same twice, so that a file that is being written is not
+    read half. Files that cannot be used are a problem, and what was in use stays.
+    """
+
+    def __init__(self, source: CredentialSource, node_id: NodeId) -> None:
+        """Raises ConfigError when the files cannot be used now."""
+        self._source = source
+        # Before the first reading, so that no change after it is missed.
+        self._used = self._seen = self._signature()
+        self.identity = TlsIdentity(source.load(), node_id)
+        self._unusable: str | None = None
+        self.changes_count = 0
+
+    @property
+    def problem(self) -> str | None:
+        """What a person has to mend, or None."""
+        return self._unusable or self._ending()
+
+    async def run(
+        self, told: Callable[[], None] = lambda: None, *, every_seconds: float = LOOK_SECONDS
+    ) -> None:
+        """Look again and again, until cancelled; ``told`` is called after every look."""
+        while True:
+            await asyncio.sleep(every_seconds)
+            await asyncio.to_thread(self.look)  # a disk may hang, and a key takes milliseconds
+            told()
+
+    def look(self) -> None:
+        """Look once. Never raises for what is in the files."""
+        now = self._signature()
+        if now == self._used or now != self._seen:
+            self._seen = now
+            return
+        self._used = now
+        try:
+            self.identity.replace(self._source.load())
+        except ConfigError as error:
+            self._unusable = f"{error}; the node goes on with what it had before"
+            _log.error("new credentials cannot be used: %s", self._unusable)
+            return
+        self._unusable = None
+        self.changes_count += 1
+        used = self.identity.credentials
+        _log.info("new credentials: %s mints, accepted: %s", used.mints, ", ".join(used.accepts))
+
+    def _signature(self) -> _Signature:
+        return tuple(_signature(path) for path in self._source.paths)
+
+    def _ending(self) -> str | None:
+        until = self.identity.shown_until
+        left = until - datetime.now(UTC)
+        if left > WARNED_BEFORE:
+            return None
+        files = ", ".join(str(path) for path in self._source.paths)
+        when = "has expired" if left <= timedelta(0) else "expires soon"
+        return f"the certificate of this node ({files}) {when}: valid to {until:%Y-%m-%d %H:%M} UTC"
+
+
+def _signature(path: Path) -> tuple[int, ...]:
+    try:
+        seen = path.stat()
+    except OSError as error:
+        return (error.errno or 0,)
+    # The change time moves with a changed mode as well, which may mend the file.
+    return (seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns)

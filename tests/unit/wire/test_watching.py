@@ -1,0 +1,143 @@
+"""Files that change while they are in use. A look is a call here; no clock."""
+
+import os
+import ssl
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from butterfly_core.ids import NodeId
+from butterfly_wire.credentials import SecretFile
+from butterfly_wire.identity import TlsIdentity
+from butterfly_wire.secret import ClusterSecret
+from butterfly_wire.watching import CredentialWatch
+from tests.support.certificates import NOW, OperatorAuthority, write_files
+from tests.unit.wire.test_identity import handshake
+
+ANNA, BERT = NodeId("a" * 32), NodeId("b" * 32)
+OLD, NEW = b"o" * 32, b"n" * 32
+
+
+def replace_file(path: Path, content: bytes, mode: int = 0o600) -> None:
+    part = path.with_name("part")
+    part.write_bytes(content)
+    part.chmod(mode)
+    part.rename(path)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    made = tmp_path / "secret"
+    replace_file(made, OLD)
+    return made
+
+
+def meets(watch: CredentialWatch, secret: bytes) -> bool:
+    other = TlsIdentity(ClusterSecret(secret), BERT)
+    try:
+        handshake(watch.identity.server_context(), other.client_context())
+    except ssl.SSLError:
+        return False
+    return True
+
+
+def test_a_changed_secret_is_used_once_it_was_seen_twice(path: Path) -> None:
+    watch = CredentialWatch(SecretFile(path), ANNA)
+    replace_file(path, NEW)
+
+    watch.look()
+    assert meets(watch, OLD)
+    watch.look()
+
+    assert meets(watch, NEW)
+    assert not meets(watch, OLD)
+    assert watch.changes_count == 1
+
+
+def test_an_unchanged_file_is_not_read_again(path: Path) -> None:
+    watch = CredentialWatch(SecretFile(path), ANNA)
+    before = watch.identity.server_context()
+
+    for _ in range(5):
+        watch.look()
+
+    assert watch.identity.server_context() is before
+    assert watch.changes_count == 0
+
+
+def damage(path: Path) -> None:
+    replace_file(path, b"short")
+
+
+def open_to_all(path: Path) -> None:
+    path.chmod(0o644)
+
+
+@pytest.mark.parametrize("harm", [damage, open_to_all, os.unlink])
+def test_a_bad_file_is_a_problem_and_the_old_secret_goes_on(
+    path: Path, harm: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    watch = CredentialWatch(SecretFile(path), ANNA)
+    assert watch.problem is None
+    harm(path)
+
+    for _ in range(4):
+        watch.look()
+
+    assert meets(watch, OLD)
+    assert watch.problem is not None
+    assert str(path) in watch.problem
+    assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 1
+    assert "short" not in caplog.text
+
+    replace_file(path, NEW)
+    watch.look()
+    watch.look()
+    assert watch.problem is None
+    assert meets(watch, NEW)
+
+
+def test_a_file_that_is_still_being_written_is_left_alone(path: Path) -> None:
+    watch = CredentialWatch(SecretFile(path), ANNA)
+    with path.open("wb") as file:
+        for portion in (NEW[:20], NEW[20:24]):
+            file.write(portion)
+            file.flush()
+            watch.look()
+        assert meets(watch, OLD)
+        file.write(NEW[24:])
+    watch.look()
+    watch.look()
+
+    assert meets(watch, NEW)
+
+
+def test_replaced_certificates_are_used_when_all_files_fit_again(tmp_path: Path) -> None:
+    lab, new = OperatorAuthority(), OperatorAuthority("new authority")
+    files = write_files(tmp_path / "anna", lab.pem, lab.sign())
+    watch = CredentialWatch(files, ANNA)
+    shown = new.sign()
+
+    files.certificate.write_bytes(shown[0])
+    watch.look()
+    watch.look()
+    assert watch.problem is not None
+    assert "does not belong to" in watch.problem
+
+    write_files(tmp_path / "anna", lab.pem + new.pem, shown)
+    watch.look()
+    watch.look()
+    assert watch.problem is None
+    assert watch.identity.credentials.mints == "CN=new authority"
+    assert watch.identity.credentials.accepts == ("CN=lab authority", "CN=new authority")
+
+
+def test_a_certificate_that_ends_soon_is_a_problem_before_it_does(tmp_path: Path) -> None:
+    lab = OperatorAuthority()
+    shown = lab.sign(until=NOW + timedelta(hours=30))
+    watch = CredentialWatch(write_files(tmp_path, lab.pem, shown), ANNA)
+
+    assert watch.problem is not None
+    assert "expires soon" in watch.problem
