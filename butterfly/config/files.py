@@ -12,5 +12,7 @@ def cannot_open(path: Path, make: str = "for instance with: openssl rand -hex 32
         return "is a folder, not a file"
     except FileNotFoundError:
         return f"does not exist; make it, {make}"
+    except ValueError as error:  # a zero byte in the name
+        return f"is no name of a file: {error}"
     except OSError as error:
         return f"cannot be opened: {error.strerror}"
