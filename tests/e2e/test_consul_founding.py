@@ -112,6 +112,11 @@ def test_nodes_found_one_cluster_that_does_not_need_consul_any_more(
         late.start()
         cluster.wait(lambda: sizes([*rest, late]) == {FOUNDERS}, "a late one joins")
         assert ids([*rest, late]) == {cluster_id}
+
+        mine = f"butterfly-{late.status()['node_id']}"
+        cluster.wait(lambda: mine in consul.ask("GET", "agent/services"), "it registered")
+        late.stop()
+        assert mine not in consul.ask("GET", "agent/services")
         assert consul.token not in "".join(node.log for node in cluster.nodes)
 
 
