@@ -19,7 +19,8 @@ import dns.resolver
 
 from butterfly_core.address import Address
 from butterfly_core.errors import InvalidValue, Unreachable
-from butterfly_discovery.dns_records import Found, found, is_host_name
+from butterfly_discovery.dialable import is_host_name
+from butterfly_discovery.dns_records import Found, found
 
 RESOLV_CONF = Path("/etc/resolv.conf")
 SERVERS_MAX = 8

@@ -1,15 +1,11 @@
 """What the records of a DNS answer mean: addresses to dial, and how long they hold. Pure."""
 
-import ipaddress
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from butterfly_core.address import Address
 from butterfly_discovery.book import ADDRESSES_PER_SOURCE_MAX
-
-NAME_LENGTH_MAX = 253
-"""RFC 1035, 2.3.4, as text without the trailing dot."""
+from butterfly_discovery.dialable import dialable
 
 SECONDS_WHEN_ZERO = 30.0
 """TTL 0 forbids caching; it is no invitation to ask without pause."""
@@ -23,8 +19,6 @@ SECONDS_MAX = 3600.0
 
 NOBODY_SECONDS_MAX = 30.0
 """Of negative answers: founders that wait for their records should see them come."""
-
-_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,28 +44,6 @@ def found(targets: Iterable[tuple[str, int]], *, ttl_seconds: float) -> Found:
     kept = sorted(addresses)[:ADDRESSES_PER_SOURCE_MAX]
     hold = hold_seconds(ttl_seconds, anybody=bool(kept))
     return Found(frozenset(kept), hold, tuple(sorted(skipped)[:ADDRESSES_PER_SOURCE_MAX]))
-
-
-def dialable(target: str, port: int) -> Address | None:
-    """The address in the form that is equal for every viewer; None when it cannot be dialled.
-
-    That form is the target's name, in lower case and without the trailing dot, not what it
-    resolves to: founders compare their lists, and A records may differ by viewer (split horizon,
-    NAT) where the names do not.
-    """
-    if not 0 < port <= 65535:
-        return None
-    host = target.removesuffix(".").lower()
-    try:
-        number = ipaddress.ip_address(host)
-    except ValueError:
-        return Address(host, port) if is_host_name(host) else None
-    return None if number.is_unspecified else Address(number.compressed, port)
-
-
-def is_host_name(name: str) -> bool:
-    """True for labels of letters, digits, ``-`` and ``_`` within the lengths of RFC 1035."""
-    return len(name) <= NAME_LENGTH_MAX and all(map(_LABEL.fullmatch, name.split(".")))
 
 
 def hold_seconds(ttl_seconds: float, *, anybody: bool) -> float:

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from butterfly_core.address import Address, parse_address
 from butterfly_core.errors import InvalidValue
 from butterfly_discovery.book import ADDRESSES_PER_SOURCE_MAX
+from butterfly_discovery.dialable import dialable
 from butterfly_discovery.dns import SERVERS_MAX, DnsSource, Lookup
-from butterfly_discovery.dns_records import SECONDS_MAX, dialable, found, hold_seconds
+from butterfly_discovery.dns_records import SECONDS_MAX, found, hold_seconds
 
 SERVER = parse_address("127.0.0.1:53")
 
