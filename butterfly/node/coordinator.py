@@ -8,17 +8,18 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from typing import Final, assert_never
 
 from butterfly.config import NodeConfig
 from butterfly.node.consensus import Consensus
 from butterfly.node.model import ModelReader
+from butterfly.node.observing import Observer, Refuses
 from butterfly.node.planning import demand_of, make_plan, resident
 from butterfly.node.replica import Replica
 from butterfly.node.reports import Reports
 from butterfly.node.settings import admission_lease
-from butterfly_cluster.catching_up import CatchingUp
 from butterfly_cluster.commands import (
     ActAsCoordinator,
     AssignLayers,
@@ -49,7 +50,6 @@ _LOOK_SECONDS: Final = 0.1
 _PROPOSE_SECONDS: Final = 3.0
 _PAUSE_AFTER_FAILURE_SECONDS: Final = 0.5
 _PLAN_AGAIN_SECONDS: Final = 1.0
-_OWN_PAUSE_SECONDS: Final = 1.0
 
 
 def policy_of(config: NodeConfig) -> Policy:
@@ -78,41 +78,35 @@ class Coordinator:
         replica: Replica,
         reports: Reports,
         models: ModelReader,
+        refuses: Refuses,
         clock: Callable[[], float] = time.monotonic,
         in_thread: Callable[[Callable[[], Plan]], Awaitable[Plan]] = asyncio.to_thread,
     ) -> None:
-        """``clock`` in seconds; ``in_thread`` runs the planner beside the event loop."""
+        """``refuses`` dials an address; ``clock`` in seconds; ``in_thread`` runs the planner."""
         self._me = me
         self._config = config
         self._policy = policy_of(config)
         self._lease_seconds = admission_lease(config, consensus.timing)
         self._consensus = consensus
         self._replica = replica
-        self._reports = reports
+        self._observer = Observer(
+            me, consensus=consensus, reports=reports, clock=clock, refuses=refuses
+        )
         self._models = models
         self._clock = clock
         self._in_thread = in_thread
         self._leading = False
         self._acting = Acting(0, me)
-        self._settled_since = 0.0
-        self._signature: tuple[object, ...] = ()
-        self._gathered: tuple[NodeId, ...] = ()
-        self._gathered_since = 0.0
         self._considered: frozenset[str] = frozenset()
         self._considered_epoch = 0
         self._plan_not_before = 0.0
-        self._silence_since = 0.0
-        self._looked_at = clock()
-        self._catching_up = CatchingUp(consensus.timing.append_seconds)
-        self._broken_epoch = 0
-        self._broken_since = 0.0
 
     async def run(self) -> None:
         """Look and act for ever."""
         while True:
             await self._replica.changed.wait(_LOOK_SECONDS)
-            self._notice_own_pause()
-            duty = self._next_duty()
+            self._observer.notice_own_pause()
+            duty = await self._next_duty()
             if duty is None:
                 continue
             try:
@@ -121,23 +115,17 @@ class Coordinator:
                 log.warning("%s is not done, will look again: %s", type(duty).__name__, error)
                 await asyncio.sleep(_PAUSE_AFTER_FAILURE_SECONDS)
 
-    def _notice_own_pause(self) -> None:
-        """After a pause of this process nobody else is to blame for the silence."""
-        now = self._clock()
-        if now - self._looked_at > _OWN_PAUSE_SECONDS:
-            self._silence_since = now
-        self._looked_at = now
-
-    def _next_duty(self) -> Duty | None:
+    async def _next_duty(self) -> Duty | None:
         if not self._may_act():
             self._leading = False
             return None
-        now = self._clock()
         if not self._leading:
             self._leading = True
-            self._settled_since = self._gathered_since = self._silence_since = now
+            self._observer.begin()
             log.info("this node is the coordinator now (term %d)", self._consensus.term)
-        seen = self._observe(now)
+        seen = self._observe(self._replica.state)
+        if await self._observer.probe(seen, self._replica.state):
+            seen = self._observe(self._replica.state)
         self._acting = Acting(seen.term, self._me)
         return coordinator_duty(self._replica.state, seen, self._policy)
 
@@ -146,40 +134,15 @@ class Coordinator:
         leads = self._consensus.leader == self._me
         return leads and self._consensus.leader_silent_seconds <= self._lease_seconds
 
-    def _observe(self, now: float) -> Observations:
-        state = self._replica.state
-        gathered = tuple(member.node_id for member in state.live)
-        if gathered != self._gathered:
-            self._gathered, self._gathered_since = gathered, now
-        signature = tuple((member.node_id, member.engine) for member in state.live)
-        if signature != self._signature:
-            self._signature, self._settled_since = signature, now
-        return Observations(
-            silent_seconds=self._reports.silent_seconds(self._silence_since),
-            settled_seconds=now - self._settled_since,
-            gathered_seconds=now - self._gathered_since,
-            voters=self._consensus.voters,
-            me=self._me,
-            term=self._consensus.term,
-            caught_up=self._caught_up(state, now),
-            may_plan=now >= self._plan_not_before,
-            active_requests=self._reports.active_requests,
-            considered=self._considered if self._considered_epoch == state.epoch else frozenset(),
-            broken_seconds=self._broken_seconds(state, now),
+    def _observe(self, state: ClusterState) -> Observations:
+        same_epoch = self._considered_epoch == state.epoch
+        return replace(
+            self._observer.look(state),
+            may_plan=self._clock() >= self._plan_not_before,
+            considered=self._considered if same_epoch else frozenset(),
             described=self._models.described,
             root_of=self._models.root_of if self._models.checkpoint else None,
         )
-
-    def _caught_up(self, state: ClusterState, now: float) -> frozenset[NodeId]:
-        consensus = self._consensus
-        learners = {member.node_id for member in state.live} - consensus.voters
-        matched = {node: consensus.matched_index(node) for node in learners}
-        return self._catching_up.look(now, consensus.commit_index, matched)
-
-    def _broken_seconds(self, state: ClusterState, now: float) -> float:
-        if state.broken_epoch != self._broken_epoch:
-            self._broken_epoch, self._broken_since = state.broken_epoch, now
-        return now - self._broken_since
 
     async def _do(self, duty: Duty) -> None:
         match duty:

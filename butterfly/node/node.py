@@ -21,6 +21,7 @@ from butterfly.node.listening import EngineEars
 from butterfly.node.local import Local
 from butterfly.node.model import ModelReader
 from butterfly.node.network import make_network
+from butterfly.node.observing import refuses
 from butterfly.node.outlook import Outlook
 from butterfly.node.replica import Replica
 from butterfly.node.reports import Reports
@@ -146,6 +147,7 @@ class NodeProgram:
             leader=lambda: self._consensus.leader,
             active_requests=lambda: self._ingress.active_requests,
             state=lambda: replica.state,
+            lost=lambda: self._consensus.lost_peers,
         )
         self._effects = Effects(
             self._me,
@@ -173,6 +175,7 @@ class NodeProgram:
             replica=replica,
             reports=self._reports,
             models=self._models,
+            refuses=refuses,
         )
 
     def log_context(self) -> Mapping[str, object]:

@@ -29,6 +29,7 @@ _REPORTS_MAX: Final = 1000
 _HEARD_KEPT_SECONDS: Final = 60.0
 _PROBLEMS_MAX: Final = 8
 _CHARACTERS_MAX: Final = 200
+_LOST_MAX: Final = 16
 
 _Count = Annotated[int, Field(strict=True, ge=0, lt=1 << 63)]
 _Text = Annotated[str, Field(strict=True, max_length=_CHARACTERS_MAX)]
@@ -48,6 +49,7 @@ class Report(BaseModel):
     bytes_from_source: _Count = 0
     bytes_from_cache: _Count = 0
     active_requests: _Count = 0
+    lost: Annotated[tuple[_Text, ...], Field(max_length=_LOST_MAX)] = ()
     problems: Annotated[tuple[_Text, ...], Field(max_length=_PROBLEMS_MAX)] = ()
 
     def to_map(self) -> dict[str, Any]:
@@ -91,8 +93,10 @@ class Reports:
         leader: Callable[[], NodeId | None],
         active_requests: Callable[[], int],
         state: Callable[[], ClusterState],
+        lost: Callable[[], frozenset[NodeId]] = frozenset,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """``lost`` names nodes that this one heard and hears no more. ``clock`` in seconds."""
         self._me = me
         self._local = local
         self._pool = pool
@@ -100,6 +104,7 @@ class Reports:
         self._leader = leader
         self._active_requests = active_requests
         self._state = state
+        self._lost = lost
         self._clock = clock
         self._heard: dict[NodeId, float] = {}
         self._complaint = ""
@@ -118,6 +123,7 @@ class Reports:
             "bytes_from_source": local.bytes_from_source,
             "bytes_from_cache": local.bytes_from_cache,
             "active_requests": self._active_requests(),
+            "lost": sorted(self._lost())[:_LOST_MAX],
             "problems": [
                 problem.message[:_CHARACTERS_MAX]
                 for problem in islice(local.problems.values(), _PROBLEMS_MAX)
@@ -185,6 +191,15 @@ class Reports:
         now = self._clock()
         return {
             node: now - max(self._heard.get(node, 0.0), since) for node in self._state().members
+        }
+
+    @property
+    def lost_by(self) -> dict[NodeId, frozenset[NodeId]]:
+        """By other member: which nodes it says that it lost."""
+        return {
+            node: frozenset(report.get("lost", ()))
+            for node, report in self.newest.items()
+            if node != self._me
         }
 
     @property

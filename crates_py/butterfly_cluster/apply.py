@@ -194,8 +194,8 @@ def _change_epoch(state: ClusterState, command: EpochCommand) -> ClusterState:
         case ReportWarm(node_id=node_id, epoch=epoch):
             warm = node_id == state.assignment.head and state.validated_epoch == epoch
             return _activated(state, epoch) if warm else state
-        case ReportBroken(epoch=epoch, reason=reason):
-            return _broken(state, epoch, reason)
+        case ReportBroken():
+            return _broken(state, command)
         case _:
             assert_never(command)
 
@@ -204,11 +204,16 @@ def _activated(state: ClusterState, epoch: int) -> ClusterState:
     return replace(state, active_epoch=epoch, broken_reason=None, broken_in_a_row=0)
 
 
-def _broken(state: ClusterState, epoch: int, reason: str) -> ClusterState:
-    if state.broken_epoch == epoch:
+def _broken(state: ClusterState, command: ReportBroken) -> ClusterState:
+    if state.broken_epoch == command.epoch:
         return state
-    count = state.broken_in_a_row + 1
-    return replace(state, broken_epoch=epoch, broken_reason=reason, broken_in_a_row=count)
+    return replace(
+        state,
+        broken_epoch=command.epoch,
+        broken_reason=command.reason,
+        broken_by=command.node_id,
+        broken_in_a_row=state.broken_in_a_row + 1,
+    )
 
 
 def _with_failure(state: ClusterState, command: ReportFailure) -> ClusterState:

@@ -14,6 +14,7 @@ from butterfly_cluster.commands import (
     RemoveMember,
     ReportPlanProblem,
 )
+from butterfly_cluster.liveness import Signs, cause_of_death
 from butterfly_cluster.observations import (
     Act,
     Demote,
@@ -66,10 +67,20 @@ def coordinator_duty(state: ClusterState, seen: Observations, policy: Policy) ->
 
 
 def _bury_the_dead(state: ClusterState, seen: Observations, policy: Policy) -> Duty | None:
-    for member in state.live:
-        silent = seen.silent_seconds.get(member.node_id, 0.0)
-        if member.node_id != seen.me and silent > policy.dead_after_seconds:
-            return Propose(MarkDown(member.node_id, f"not heard for {silent:.1f} s"))
+    live = [member.node_id for member in state.live]
+    for node in live:
+        if node == seen.me:
+            continue
+        signs = Signs(
+            silent_seconds=seen.silent_seconds.get(node, 0.0),
+            cut_off=node in seen.cut_off,
+            witnesses=seen.witnesses.get(node, frozenset()),
+            others=len([other for other in live if other not in (node, seen.me)]),
+            refused=node in seen.refused,
+        )
+        cause = cause_of_death(signs, policy.dead_after_seconds)
+        if cause is not None:
+            return Propose(MarkDown(node, cause))
     return None
 
 

@@ -1,7 +1,7 @@
 """What a coordinator sees, by which policy it decides, and what it may come to do. Pure data."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from butterfly_cluster.commands import ActAsCoordinator, DescribeModel, Order
 from butterfly_cluster.state import Member
@@ -35,6 +35,7 @@ class Observations:
     model as this node reads it from the source. ``root_of``: the Merkle root of all parts'
     digests with the small files. ``caught_up``: learners that follow the log closely enough to
     vote. ``mute``: nodes whose disk failed, so that they cannot.
+    ``witnesses``, ``cut_off``, ``refused``: as ``liveness.Signs`` has them, by member.
     ``may_plan``: False for a moment after a plan that could not be made.
     """
 
@@ -51,6 +52,9 @@ class Observations:
     root_of: Callable[[Mapping[str, str]], str] | None = None
     caught_up: frozenset[NodeId] = frozenset()
     mute: frozenset[NodeId] = frozenset()
+    witnesses: Mapping[NodeId, frozenset[NodeId]] = field(default_factory=dict)
+    cut_off: frozenset[NodeId] = frozenset()
+    refused: frozenset[NodeId] = frozenset()
     may_plan: bool = True
 
 

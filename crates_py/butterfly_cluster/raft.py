@@ -30,6 +30,7 @@ from butterfly_core.ids import NodeId
 __all__ = ["LAN", "WAN", "ChannelLike", "Dial", "RaftNode", "Timing"]
 
 _CONFUSED_TICKS_MAX = 50
+_STRANGERS_MAX = 8
 _SLIPS = (KeyError, IndexError, TypeError, ValueError, AttributeError, AssertionError)
 _log = logging.getLogger(__name__)
 
@@ -228,6 +229,14 @@ class RaftNode(RaftView):
     def _whom_to_dial(self) -> frozenset[NodeId]:
         core = self._core
         lonely = self.seconds_since_leader_heard > 3 * self._timing.election_max_seconds
-        if lonely or not core.is_voter:
-            return (core.others | self._introduced | self._rumoured) - {self._me}
-        return frozenset(peer for peer in core.others if self._me > peer)
+        if core.is_voter and not lonely:
+            return frozenset(peer for peer in core.others if self._me > peer)
+        strangers = self._some_introduced() if lonely else frozenset()
+        return (core.others | self._rumoured | strangers) - {self._me}
+
+    def _some_introduced(self) -> frozenset[NodeId]:
+        """A few of them, and others a second later: in a big cluster they are many."""
+        names = sorted(self._introduced)
+        turn = int(self._clock() / self._timing.connect_seconds)
+        start = turn * _STRANGERS_MAX % max(1, len(names))
+        return frozenset((names + names)[start : start + _STRANGERS_MAX])

@@ -117,6 +117,7 @@ class ClusterState:
     active_epoch: int = 0
     broken_epoch: int = 0
     broken_reason: str | None = None
+    broken_by: NodeId | None = None
     broken_in_a_row: int = 0
     acting: Acting | None = None
     index: int = 0

@@ -238,6 +238,7 @@ class SimNode:
             active_requests=lambda: self.ingress.active_requests,
             state=lambda: replica.state,
             clock=around.clock,
+            lost=lambda: self.consensus.lost_peers,
         )
         self._make_decisions(engine, models, desk)
 
@@ -264,6 +265,7 @@ class SimNode:
             replica=replica,
             reports=self.reports,
             models=models,
+            refuses=lambda address: self.around.wire.refuses(self, address),
             clock=self.around.clock,
             in_thread=_at_once,
         )

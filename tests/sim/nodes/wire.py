@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
+from butterfly.node.observing import PROBE_SECONDS
 from butterfly_cluster.raft import ChannelLike
 from butterfly_core.address import Address
 from butterfly_core.errors import NotAuthenticated, Unreachable
@@ -210,6 +211,17 @@ class Wire:
         if expect is not None and target.node_id != expect:
             raise NotAuthenticated(f"{address} is {short(target.node_id)}, not {short(expect)}")
         return target
+
+    async def refuses(self, source: Host, address: Address) -> bool:
+        """True when the machine there says that nobody listens."""
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                await self._reach(source, address, None)
+        except Unreachable:
+            return True
+        except TimeoutError:
+            return False
+        return False
 
     async def call(
         self,
