@@ -96,7 +96,7 @@ def _checks(situation: Situation) -> list[Check]:
     }
     with_config: dict[str, tuple[Look, float]] = {
         "ports": (network.look_at_ports, 10.0),
-        "DNS": (network.look_at_names, 15.0),
+        "DNS": (network.look_at_names, 30.0),
         "seed nodes": (network.look_at_seeds, 45.0),
         "model source": (source.look_at_source, 40.0),
         "disk": (machine.look_at_disk, 40.0),

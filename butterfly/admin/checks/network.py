@@ -76,7 +76,11 @@ def _http_node(situation: Situation) -> str | None:
 
 
 def look_at_names(situation: Situation) -> Sequence[Finding]:
-    """Each seed's host name has an address."""
+    """Each seed's host name has an address, or the name to look for nodes under is answered."""
+    if situation.known.cluster.discovery_method == "dns":
+        from butterfly.admin.checks.dns_name import look_at_dns_name
+
+        return look_at_dns_name(situation)
     seeds = situation.known.cluster.seed_nodes
     hosts = dict.fromkeys(seed.host for seed in seeds if not _is_number(seed.host))
     if not hosts:
