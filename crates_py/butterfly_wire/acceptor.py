@@ -21,8 +21,10 @@ from butterfly_wire.frames import Frame, FrameKind
 from butterfly_wire.limits import WireLimits
 from butterfly_wire.protocol import (
     CONTROL,
-    PROTOCOL_VERSION,
+    SPOKEN,
     Hello,
+    Versions,
+    agreed_version,
     check_expected,
     check_hello,
     error_from_map,
@@ -49,6 +51,7 @@ class Acceptor:
         self.cluster_name = cluster_name
         self.node_id = node_id
         self.limits = limits
+        self.versions: Versions = SPOKEN
         self._handlers = Handlers()
         self._connections: set[Connection] = set()
 
@@ -79,8 +82,8 @@ class Acceptor:
         frame = await connection.first_frame()
         try:
             hello = parse_hello(_hello_meta(frame))
-            mine = Hello(PROTOCOL_VERSION, self.cluster_name, self.node_id, hello.purpose)
-            check_hello(mine, hello, proved)
+            mine = Hello(self.versions, self.cluster_name, self.node_id, hello.purpose)
+            connection.version = check_hello(mine, hello, proved)
             if hello.purpose != CONTROL and hello.purpose not in self._handlers.channels:
                 raise Refused(f"this node has no channel for {hello.purpose!r}")
             if self.connection_count >= self.limits.connections_max:
@@ -138,6 +141,7 @@ async def greet(
         error.add_note(f"said by {connection.where}")
         raise error
     theirs = parse_hello(_hello_meta(frame))
+    connection.version = agreed_version(mine, theirs)
     if proved not in (None, theirs.node_id):
         raise NotAuthenticated(f"{connection.where} says another node id than its certificate")
     check_expected(expect, theirs.node_id, connection.where)

@@ -43,6 +43,8 @@ class Connection(asyncio.Protocol):
         self.limits = limits
         self.begun = False
         """True once the hello is over."""
+        self.version = 0
+        """Of the wire, agreed in the hello; 0 before it."""
         self.error: ButterflyError | None = None
         """Why it ended; None while it lives."""
         self._loop = asyncio.get_running_loop()
@@ -55,6 +57,9 @@ class Connection(asyncio.Protocol):
         self._writable = asyncio.Event()
         self._writable.set()
         self._heard_at = self._sent_at = self._loop.time()
+        self._sent_bytes = 0
+        self._left_bytes = 0
+        self._moved_at = {"in": self._heard_at, "out": self._heard_at}
         self._timer: asyncio.TimerHandle | None = None
         self._abort_timer: asyncio.TimerHandle | None = None
 
@@ -69,6 +74,8 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._heard_at = self._loop.time()
+        if self._decoder.buffered_bytes == 0:
+            self._moved_at["in"] = self._heard_at  # a frame begins
         self._decoder.receive(data)
         self._pump()
 
@@ -134,6 +141,7 @@ class Connection(asyncio.Protocol):
                 frame = self._decoder.next_frame()
                 if frame is None:
                     break
+                self._moved_at["in"] = self._loop.time()
                 if frame.kind is not FrameKind.PING:
                     self._consumer(frame)
         except ProtocolViolation as violation:
@@ -169,6 +177,7 @@ class Connection(asyncio.Protocol):
         if waiting + len(data) > self.limits.write_buffer_bytes_max:
             return 0
         self._sent_at = self._loop.time()
+        self._sent_bytes += len(data)
         self._transport.write(data)
         return len(data)
 
@@ -199,9 +208,27 @@ class Connection(asyncio.Protocol):
                 )
             )
             return
+        if (stuck := self._stuck(now)) is not None:
+            self.abort(Unreachable(f"{self.where} {stuck}"))
+            return
         if now - self._sent_at >= self.limits.ping_seconds * 0.9:
             self.send(FrameKind.PING)
         self._timer = self._loop.call_later(self.limits.ping_seconds, self._tick)
+
+    def _stuck(self, now: float) -> str | None:
+        """Why a peer that is not silent is given up: it drips a frame, or does not read."""
+        limit = self.limits.frame_timeout_seconds
+        waiting = self.transport.get_write_buffer_size()
+        if not waiting or self._sent_bytes - waiting > self._left_bytes:
+            self._left_bytes = self._sent_bytes - waiting
+            self._moved_at["out"] = now
+        if self._paused or not self._decoder.buffered_bytes:
+            self._moved_at["in"] = now
+        if now - self._moved_at["in"] > limit:
+            return f"has not finished a frame within {limit} s"
+        if now - self._moved_at["out"] > limit:
+            return f"has read nothing for {limit} s while {waiting} bytes wait for it"
+        return None
 
     def on_end(self, callback: Callable[[], None]) -> None:
         """Call this once when the connection ends (at once when it has)."""

@@ -13,7 +13,7 @@ from butterfly_wire.channel import Channel
 from butterfly_wire.connection import Connection, tls_reason
 from butterfly_wire.identity import SERVER_NAME, TlsIdentity
 from butterfly_wire.limits import DEFAULT_LIMITS, WireLimits
-from butterfly_wire.protocol import PROTOCOL_VERSION, Hello
+from butterfly_wire.protocol import SPOKEN, Hello, Versions
 
 
 class Dialer(Protocol):
@@ -34,6 +34,7 @@ class GreetingDialer(ABC):
     def __init__(self, cluster_name: str, node_id: NodeId, limits: WireLimits) -> None:
         self.limits = limits
         self.node_id = node_id
+        self.versions: Versions = SPOKEN
         self._cluster_name = cluster_name
 
     async def dial(
@@ -41,7 +42,7 @@ class GreetingDialer(ABC):
     ) -> tuple[Connection, NodeId]:
         """Raises Unreachable, NotAuthenticated, Refused, ProtocolViolation."""
         connection = Connection(str(address), self.limits)
-        hello = Hello(PROTOCOL_VERSION, self._cluster_name, self.node_id, purpose)
+        hello = Hello(self.versions, self._cluster_name, self.node_id, purpose)
         try:
             async with asyncio.timeout(timeout_seconds):
                 proved = await self._connect(connection, address)

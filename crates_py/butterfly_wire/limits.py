@@ -31,6 +31,8 @@ class WireLimits:
     """A side that sent nothing for so long sends a ping."""
     silent_seconds: float = 3.0
     """A peer that was not heard for so long is lost."""
+    frame_timeout_seconds: float = 60.0
+    """A frame whose bytes drip in, or bytes that the peer does not read, may take this long."""
     idle_seconds: float = 60.0
     """A pooled connection without calls is closed after this."""
     close_timeout_seconds: float = 2.0

@@ -20,6 +20,8 @@ from butterfly_core.errors import (
 from butterfly_core.ids import NodeId, parse_node_id, short
 
 PROTOCOL_VERSION = 1
+"""The newest version of the wire that this release speaks."""
+_VERSION_MAX = 1 << 16
 CONTROL = "control"
 """The purpose of a connection that carries calls and streams; any other is a channel."""
 NAME_CHARS_MAX = 200
@@ -36,17 +38,33 @@ _ERROR_CLASSES: dict[str, type[ButterflyError]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Versions:
+    """The versions of the wire that a node speaks, both ends included."""
+
+    oldest: int
+    newest: int
+
+    def __str__(self) -> str:
+        return f"{self.oldest}" if self.oldest == self.newest else f"{self.oldest} to {self.newest}"
+
+
+SPOKEN = Versions(1, PROTOCOL_VERSION)
+
+
+@dataclass(frozen=True, slots=True)
 class Hello:
     """The first frame of each side."""
 
-    version: int
+    versions: Versions
     cluster_name: str
     node_id: NodeId
     purpose: str
 
     def to_map(self) -> dict[str, Any]:
         return {
-            "version": self.version,
+            # Nodes of the first release read this one alone.
+            "version": self.versions.oldest,
+            "versions": [self.versions.oldest, self.versions.newest],
             "cluster_name": self.cluster_name,
             "node_id": self.node_id,
             "purpose": self.purpose,
@@ -56,26 +74,43 @@ class Hello:
 def parse_hello(meta: Mapping[str, Any]) -> Hello:
     """Read a hello. Raises ProtocolViolation."""
     version = meta.get("version")
-    if type(version) is not int:
-        raise ProtocolViolation("a hello without a version number")
+    oldest, newest = _pair(meta.get("versions", [version, version]))
     try:
         node_id = parse_node_id(text_of(meta, "node_id"))
     except InvalidValue as error:
         raise ProtocolViolation(f"a hello with a bad node id: {error}") from error
-    return Hello(version, text_of(meta, "cluster_name"), node_id, text_of(meta, "purpose"))
+    versions = Versions(oldest, newest)
+    return Hello(versions, text_of(meta, "cluster_name"), node_id, text_of(meta, "purpose"))
 
 
-def check_hello(mine: Hello, theirs: Hello, proved: NodeId | None) -> None:
-    """Refuse a peer that is not who it says, or does not belong here.
+def _pair(value: Any) -> tuple[int, int]:
+    if isinstance(value, list) and len(value) == 2:
+        oldest, newest = value
+        if type(oldest) is int and type(newest) is int and 0 < oldest <= newest < _VERSION_MAX:
+            return oldest, newest
+    raise ProtocolViolation("a hello without a range of versions")
+
+
+def agreed_version(mine: Hello, theirs: Hello) -> int:
+    """The newest version that both speak. Raises Refused when there is none."""
+    newest = min(mine.versions.newest, theirs.versions.newest)
+    if newest >= max(mine.versions.oldest, theirs.versions.oldest):
+        return newest
+    older = theirs if theirs.versions.newest < mine.versions.newest else mine
+    raise Refused(
+        f"node {short(theirs.node_id)} speaks wire versions {theirs.versions}, node "
+        f"{short(mine.node_id)} speaks {mine.versions}: none in common; upgrade node "
+        f"{short(older.node_id)}, in steps of one release when the whole cluster must go on"
+    )
+
+
+def check_hello(mine: Hello, theirs: Hello, proved: NodeId | None) -> int:
+    """Refuse a peer that is not who it says, or does not belong here; else the common version.
 
     ``proved`` is the id in its certificate, None where certificates name nobody. Raises
     NotAuthenticated or Refused; the message is written for the peer's operator too.
     """
-    if theirs.version != mine.version:
-        raise Refused(
-            f"node {short(theirs.node_id)} speaks wire version {theirs.version}, node "
-            f"{short(mine.node_id)} speaks {mine.version}; run the same release on both"
-        )
+    version = agreed_version(mine, theirs)
     if proved not in (None, theirs.node_id):
         raise NotAuthenticated(
             f"a peer says it is node {theirs.node_id}, its certificate says {proved}"
@@ -85,6 +120,7 @@ def check_hello(mine: Hello, theirs: Hello, proved: NodeId | None) -> None:
             f"node {short(theirs.node_id)} is of cluster name {theirs.cluster_name!r}, this node "
             f"belongs to {mine.cluster_name!r}; set the same [cluster] cluster_name on both"
         )
+    return version
 
 
 def check_expected(expect: NodeId | None, proved: NodeId, where: str) -> None:

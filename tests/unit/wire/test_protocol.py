@@ -19,8 +19,10 @@ from butterfly_core.ids import NodeId
 from butterfly_wire.frames import pack_map, unpack_map
 from butterfly_wire.protocol import (
     CONTROL,
-    PROTOCOL_VERSION,
+    SPOKEN,
     Hello,
+    Versions,
+    agreed_version,
     body_of,
     check_expected,
     check_hello,
@@ -40,7 +42,7 @@ PLAIN_ERRORS = [
 
 
 def hello(**changes: Any) -> Hello:
-    fields = {"version": PROTOCOL_VERSION, "cluster_name": "x", "node_id": BERT, "purpose": CONTROL}
+    fields = {"versions": SPOKEN, "cluster_name": "x", "node_id": BERT, "purpose": CONTROL}
     return Hello(**{**fields, **changes})
 
 
@@ -102,7 +104,7 @@ def test_a_hello_comes_back_from_its_map() -> None:
 @settings(deadline=None)
 @given(
     st.dictionaries(
-        st.sampled_from(["version", "cluster_name", "node_id", "purpose", "other"]),
+        st.sampled_from(["version", "versions", "cluster_name", "node_id", "purpose", "other"]),
         st.none() | st.booleans() | st.integers() | st.text() | st.binary() | st.just(BERT),
     )
 )
@@ -123,9 +125,43 @@ def test_another_cluster_is_refused_with_both_names() -> None:
         check_hello(hello(node_id=ANNA), hello(cluster_name="y"), BERT)
 
 
-def test_another_version_is_refused_with_both_numbers() -> None:
-    with pytest.raises(Refused, match="version 2, node aaaaaaaa speaks 1"):
-        check_hello(hello(node_id=ANNA), hello(version=2), BERT)
+@pytest.mark.parametrize(
+    ("mine", "theirs", "agreed"),
+    [((1, 1), (1, 1), 1), ((1, 3), (2, 5), 3), ((2, 5), (1, 3), 3), ((1, 9), (4, 4), 4)],
+)
+def test_the_newest_common_version_is_agreed(
+    mine: tuple[int, int], theirs: tuple[int, int], agreed: int
+) -> None:
+    one, other = hello(node_id=ANNA, versions=Versions(*mine)), hello(versions=Versions(*theirs))
+
+    assert check_hello(one, other, BERT) == agreed
+    assert agreed_version(other, one) == agreed
+
+
+def test_no_common_version_is_refused_with_both_ranges_and_who_is_to_be_upgraded() -> None:
+    mine, theirs = hello(node_id=ANNA), hello(versions=Versions(2, 4))
+
+    with pytest.raises(Refused, match=r"bbbbbbbb speaks wire versions 2 to 4, .* speaks 1: none"):
+        check_hello(mine, theirs, BERT)
+    with pytest.raises(Refused, match="upgrade node aaaaaaaa"):
+        check_hello(mine, theirs, BERT)
+    with pytest.raises(Refused, match="upgrade node aaaaaaaa"):
+        check_hello(theirs, mine, ANNA)
+
+
+def test_a_hello_of_the_first_release_names_one_version() -> None:
+    said = {"version": 1, "cluster_name": "x", "node_id": BERT, "purpose": CONTROL}
+
+    assert parse_hello(said).versions == Versions(1, 1)
+    assert hello(versions=Versions(1, 7)).to_map()["version"] == 1  # which it can read
+
+
+@pytest.mark.parametrize(
+    "versions", [[], [1], [2, 1], [0, 1], [1, 1 << 16], [True, True], "12", {1: 2}, [1.0, 2.0]]
+)
+def test_a_range_that_is_none_is_a_violation(versions: object) -> None:
+    with pytest.raises(ProtocolViolation):
+        parse_hello({**hello().to_map(), "versions": versions})
 
 
 def test_an_id_that_the_certificate_does_not_prove_is_not_authenticated() -> None:
