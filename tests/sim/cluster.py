@@ -1,8 +1,7 @@
-"""A cluster of real RaftNodes in one virtual-time loop, its faults, and what must hold.
+"""A cluster of real RaftNodes in one virtual-time loop, and what must hold.
 
 Everything that a node runs is production code: guard, journal on files, transport, codec. Only
-the clock, the dice, the network and ``fdatasync`` are simulated. A crash forgets what was not
-synced, because the journal hands over to the file only then.
+the clock, the dice, the network and the disk's syncs are simulated.
 """
 
 import asyncio
@@ -13,10 +12,13 @@ import random
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-from butterfly_cluster.raft import LAN, RaftNode
-from butterfly_core.errors import NotServing, Refused, Unreachable
+from butterfly_cluster.raft import LAN, RaftNode, Timing
+from butterfly_core.errors import NotServing, StorageError, Unreachable
 from butterfly_core.ids import NodeId
+from tests.sim.disk import PowerCut, SimDisk
+from tests.sim.machine import Invariants, Register
 from tests.sim.network import Network
+from tests.sim.virtual_loop import context_of, the_loop
 
 
 def node_id(number: int) -> NodeId:
@@ -24,141 +26,196 @@ def node_id(number: int) -> NodeId:
     return NodeId(f"{number:032x}")
 
 
-class Violation(AssertionError):
-    """An invariant does not hold."""
+def number_of(node: NodeId) -> int:
+    """The number of an id that ``node_id`` made."""
+    return int(node, 16)
 
 
-class Register:
-    """The state machine: every applied command in order."""
+class NodeClock:
+    """One machine's monotonic clock; it may run at another rate and jump forward."""
 
-    def __init__(self, cluster: "Cluster", me: NodeId) -> None:
-        self._cluster, self._me = cluster, me
-        self.items: list[tuple[int, str]] = []
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._began, self._shown, self._rate = now(), now(), 1.0
 
-    def apply(self, index: int, body: bytes) -> None:
-        command = body.decode()
-        if self.items and index <= self.items[-1][0]:
-            raise Violation(f"{self._me} applied {index} after {self.items[-1][0]}")
-        self._cluster.applied_everywhere(self._me, index, command)
-        self.items.append((index, command))
+    def __call__(self) -> float:
+        return self._shown + (self._now() - self._began) * self._rate
 
-    def snapshot(self) -> bytes:
-        return json.dumps(self.items).encode()
-
-    def restore(self, state: bytes) -> None:
-        self.items = [(index, command) for index, command in json.loads(state)]
+    def change(self, *, rate: float = 1.0, jump_seconds: float = 0.0) -> None:
+        """From now on it runs at this rate, ahead by so much more."""
+        self._shown = self() + jump_seconds
+        self._began, self._rate = self._now(), rate
 
 
 class Cluster:
-    """Starts, stops and watches nodes 1..n; ``founders`` of them are the first voters."""
+    """Starts, stops and watches nodes 1..n; ``founders`` of them are the first voters.
 
-    def __init__(self, seed: int, directory: Path, founders: int, learners: int = 0) -> None:
+    ``disks`` (``disk.simulated_disks``) makes crashes lose what was not synced.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        directory: Path,
+        founders: int,
+        learners: int = 0,
+        *,
+        disks: dict[str, SimDisk] | None = None,
+        timing: Timing = LAN,
+    ) -> None:
         self.dice = random.Random(seed)
         self.network = Network(seed)
-        self.directory = directory
+        self.directory, self.disks, self.timing = directory, disks, timing
         self.founders = frozenset(node_id(number) for number in range(1, founders + 1))
         self.everyone = [node_id(number) for number in range(1, founders + learners + 1)]
         self.nodes: dict[NodeId, RaftNode] = {}
         self.registers: dict[NodeId, Register] = {}
+        self.clocks: dict[NodeId, NodeClock] = {}
         self.acknowledged: dict[str, int] = {}
+        self.not_handed_in: set[str] = set()
         self.proposed = 0
-        self.elections: dict[int, NodeId] = {}
-        self.violations: list[str] = []
-        self._commands: dict[int, str] = {}
+        self.compact_after_entries = 60
+        self.tell: Callable[[str], None] = lambda _: None
+        self.invariants = Invariants(lambda: asyncio.get_running_loop().time())
         self._tasks: dict[NodeId, asyncio.Task[None]] = {}
         self._starts = 0
-        self.compact_after_entries = 60
+        self._last_words: set[asyncio.Task[None]] = set()
+
+    @property
+    def violations(self) -> list[str]:
+        return self.invariants.violations
+
+    @property
+    def elections(self) -> dict[int, NodeId]:
+        """Who was elected, by term."""
+        return self.invariants.elections
+
+    # Nodes come and go.
 
     def start(self, me: NodeId) -> RaftNode:
-        directory = self.directory / str(int(me, 16))
+        """Open the node's files and run it. Raises StorageError."""
+        loop = the_loop()
+        directory = self.directory / str(number_of(me))
         directory.mkdir(exist_ok=True)
+        if self.disks is not None:
+            if me not in self.disks:
+                dice = random.Random(f"{self.dice.random()} {me}")
+                self.disks[me] = SimDisk(directory, dice, lambda: self._power_failed(me))
+            self.disks[me].restore_power()
+        context = context_of(me)
         self._starts += 1
-        register = Register(self, me)
-        loop = asyncio.get_running_loop()
-        node = RaftNode(
+        register = Register()
+        clock = self.clocks.setdefault(me, NodeClock(loop.time))
+        node = context.run(self._open, me, directory, register, clock)
+        self.invariants.watch(me, node)
+        self.nodes[me], self.registers[me] = node, register
+        self.network.listen(me, node.accept, context)
+        self._tasks[me] = task = loop.create_task(node.run(), context=context)
+        task.add_done_callback(lambda done: self._ended(me, node, done))
+        self.tell(f"start {number_of(me)}")
+        return node
+
+    def _open(self, me: NodeId, directory: Path, register: Register, clock: NodeClock) -> RaftNode:
+        return RaftNode(
             me=me,
             voters=self.founders,
             data_dir=directory,
-            timing=LAN,
+            timing=self.timing,
             dial=lambda peer: self.network.dial(me, peer),
-            apply=self._watched(register),
+            apply=lambda index, body: register.apply(index, body),
             snapshot=register.snapshot,
             restore=register.restore,
             cluster_id="c" * 32,
-            clock=loop.time,
+            clock=clock,
             rng=random.Random(f"{me} {self._starts}"),
             compact_after_entries=self.compact_after_entries,
-            sync_file=lambda _: None,
+            sync_file=self.disks[me].sync if self.disks is not None else lambda _: None,
         )
-        self.nodes[me], self.registers[me] = node, register
-        self.network.listen(me, node.accept)
-        self._tasks[me] = loop.create_task(node.run())
-        return node
-
-    def _watched(self, register: Register) -> Callable[[int, bytes], None]:
-        def apply(index: int, body: bytes) -> None:
-            try:
-                register.apply(index, body)
-            except Violation as violation:
-                self.violations.append(str(violation))
-
-        return apply
 
     async def stop(self, me: NodeId) -> None:
-        """As ``kill -9``: nothing is written on the way out."""
+        """As ``kill -9``: nothing is written on the way out, what was written stays."""
         node, task = self.nodes.pop(me), self._tasks.pop(me)
         self.network.drop_node(me)
         node.close()
         task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
+        the_loop().resume(me)
+        with contextlib.suppress(
+            asyncio.CancelledError, StorageError, PowerCut, BaseExceptionGroup
+        ):
             await task
+        self.tell(f"stopped {number_of(me)}")
+
+    async def lose_power(self, me: NodeId) -> None:
+        """The machine goes off, and with it what was not synced."""
+        await self.stop(me)
+        if self.disks is not None:
+            self.disks[me].lose_the_cache()
+            self.tell(f"cache of {number_of(me)} lost")
+
+    def _power_failed(self, me: NodeId) -> None:
+        """The disk says so, in the middle of an operation."""
+        self.network.drop_node(me)
+        self.tell(f"power of {number_of(me)} fails")
+
+        async def last_words() -> None:
+            if me in self.nodes:
+                await self.lose_power(me)
+
+        task = the_loop().create_task(last_words(), context=context_of(""))
+        self._last_words.add(task)
+        task.add_done_callback(self._last_words.discard)
+
+    def _ended(self, me: NodeId, node: RaftNode, task: asyncio.Task[None]) -> None:
+        """A node gave up by itself: its disk failed."""
+        error = None if task.cancelled() else task.exception()
+        if self.nodes.get(me) is not node or self.disks is None:
+            return
+        self.tell(f"{number_of(me)} ended: {error!r}")
+        if isinstance(error, StorageError):
+            del self.nodes[me], self._tasks[me]
+            self.network.drop_node(me)
+        elif not isinstance(error, PowerCut | BaseExceptionGroup):
+            self.invariants.broken(f"{me} ended with {error!r}")
 
     async def stop_all(self) -> None:
         for me in list(self.nodes):
-            await self.stop(me)
+            if me in self.nodes:
+                await self.stop(me)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator["Cluster"]:
         for me in self.everyone:
             self.start(me)
-        watch = asyncio.get_running_loop().create_task(self._watch_elections())
         try:
             yield self
         finally:
-            watch.cancel()
+            await asyncio.gather(*self._last_words)
             await self.stop_all()
-
-    # What must hold.
-
-    def applied_everywhere(self, me: NodeId, index: int, command: str) -> None:
-        known = self._commands.setdefault(index, command)
-        if known != command:
-            raise Violation(f"{me} applied {command} at {index}, another node {known}")
-
-    async def _watch_elections(self) -> None:
-        while True:
-            for me, node in self.nodes.items():
-                if node.is_leader and self.elections.setdefault(node.term, me) != me:
-                    self.violations.append(f"two leaders in term {node.term}")
-            await asyncio.sleep(0.004)
 
     # What clients do.
 
     async def write(self, me: NodeId, timeout_seconds: float = 2.0) -> bool:
+        """Append a command of its own kind; True when it was acknowledged."""
         self.proposed += 1
-        name = f'"write {self.proposed}"'
+        return await self.propose(me, f'"write {self.proposed}"', timeout_seconds) is True
+
+    async def propose(self, me: NodeId, command: str, timeout_seconds: float) -> bool | None:
+        """True: committed. False: surely not. None: nobody knows."""
         node = self.nodes.get(me)
         if node is None:
             return False
         try:
-            index = await node.propose(name.encode(), timeout_seconds=timeout_seconds)
-        except (Unreachable, NotServing):
+            index = await node.propose(command.encode(), timeout_seconds=timeout_seconds)
+        except NotServing:
+            self.not_handed_in.add(command)
             return False
-        self.acknowledged[name] = index
-        if me in self.nodes and self.nodes[me] is node:
-            mine = dict(self.registers[me].items)
-            if mine.get(index) != name:
-                self.violations.append(f"{name} was acknowledged before it was applied")
+        except (Unreachable, StorageError):
+            return None
+        self.acknowledged[command] = index
+        if self.nodes.get(me) is node:
+            items = reversed(self.registers[me].items)
+            if next((text for at, text in items if at == index), None) != command:
+                self.invariants.broken(f"{command} was acknowledged before it was applied")
         return True
 
     def leader(self) -> NodeId | None:
@@ -176,119 +233,32 @@ class Cluster:
 
     async def until_equal(self, seconds: float = 20.0) -> None:
         """Wait until all nodes run and hold the same; then check what was acknowledged."""
-        async with asyncio.timeout(seconds):
-            await self.until(lambda: len({tuple(r.items) for r in self._live_registers()}) == 1)
-        items = dict(self._live_registers()[0].items)
-        kept = set(items.values())
-        lost = [name for name in self.acknowledged if name not in kept]
+        await self.until(self._all_equal, seconds)
+        items = self.registers[next(iter(self.nodes))].items
+        kept = {command for _, command in items}
+        lost = [command for command in self.acknowledged if command not in kept]
         if lost:
-            self.violations.append(f"{len(lost)} acknowledged writes are lost, as {lost[:3]}")
+            self.invariants.broken(f"{len(lost)} acknowledged writes are lost, as {lost[:3]}")
         if len(kept) != len(items):
-            self.violations.append("a command was applied twice")
+            self.invariants.broken("a command was applied twice")
+        if kept & self.not_handed_in:
+            self.invariants.broken("a command is in the log, its client was told that it is not")
+
+    def _all_equal(self) -> bool:
+        logs = [self.registers[me].items for me in self.nodes]
+        return (
+            len({len(log) for log in logs}) == 1
+            and len({log[-1] if log else None for log in logs}) == 1
+            and all(log == logs[0] for log in logs)
+        )
 
     async def until(self, holds: Callable[[], bool], seconds: float = 10.0) -> None:
         """Wait until something holds. Raises TimeoutError."""
         async with asyncio.timeout(seconds):
-            while True:
-                if holds():
-                    return
+            while not holds():
                 await asyncio.sleep(0.02)
-
-    def _live_registers(self) -> list[Register]:
-        return [self.registers[me] for me in self.nodes]
 
     def fingerprint(self) -> str:
         """Equal for equal runs."""
-        story = json.dumps([self.network.fingerprint(), sorted(self.elections), self.acknowledged])
-        return hashlib.sha256(story.encode()).hexdigest()
-
-
-# What goes wrong.
-
-
-class Nemesis:
-    """Does one bad thing at a time to a cluster, by the cluster's dice."""
-
-    def __init__(self, cluster: Cluster, *, changes: bool = False) -> None:
-        self._cluster, self._dice = cluster, cluster.dice
-        self._acts = [
-            self._crash,
-            self._isolate_the_leader,
-            self._split,
-            self._cut_one_way,
-            self._slow_down,
-            self._compact,
-            self._heal,
-            self._heal,
-            self._crash_all,
-        ]
-        if changes:
-            self._acts += [self._change_voters, self._change_voters]
-        self._changing: set[asyncio.Task[None]] = set()
-
-    async def strike(self) -> None:
-        await self._dice.choice(self._acts)()
-        for me in self._cluster.everyone:
-            if me not in self._cluster.nodes and self._dice.random() < 0.5:
-                self._cluster.start(me)
-
-    async def end(self) -> None:
-        self._cluster.network.heal()
-        for task in self._changing:
-            task.cancel()
-        await asyncio.gather(*self._changing, return_exceptions=True)
-        for me in self._cluster.everyone:
-            if me not in self._cluster.nodes:
-                self._cluster.start(me)
-
-    async def _crash(self) -> None:
-        if self._cluster.nodes:
-            await self._cluster.stop(self._dice.choice(sorted(self._cluster.nodes)))
-
-    async def _crash_all(self) -> None:
-        await self._cluster.stop_all()
-
-    async def _isolate_the_leader(self) -> None:
-        self._cluster.network.isolate(
-            self._cluster.leader() or self._dice.choice(self._cluster.everyone)
-        )
-
-    async def _split(self) -> None:
-        nodes = self._dice.sample(self._cluster.everyone, len(self._cluster.everyone))
-        at = self._dice.randrange(1, len(nodes))
-        for one in nodes[:at]:
-            for other in nodes[at:]:
-                self._cluster.network.cut(one, other)
-                self._cluster.network.cut(other, one)
-
-    async def _cut_one_way(self) -> None:
-        self._cluster.network.cut(*self._dice.sample(self._cluster.everyone, 2))
-
-    async def _slow_down(self) -> None:
-        source, target = self._dice.sample(self._cluster.everyone, 2)
-        self._cluster.network.slow_down(source, target, self._dice.choice([0.05, 0.2, 0.5]))
-
-    async def _compact(self) -> None:
-        for node in self._cluster.nodes.values():
-            if self._dice.random() < 0.5:
-                node.compact_soon()
-
-    async def _heal(self) -> None:
-        self._cluster.network.heal()
-
-    async def _change_voters(self) -> None:
-        leader = self._cluster.leader()
-        if leader is None:
-            return
-        target, node = self._dice.choice(self._cluster.everyone), self._cluster.nodes[leader]
-        change = node.remove_voter if target in node.voters else node.add_voter
-        if target in node.voters and len(node.voters) <= 2:
-            return
-
-        async def attempt() -> None:
-            with contextlib.suppress(NotServing, Unreachable, Refused):
-                await change(target, timeout_seconds=1.0)
-
-        task = asyncio.get_running_loop().create_task(attempt())
-        self._changing.add(task)
-        task.add_done_callback(self._changing.discard)
+        parts = [self.network.fingerprint(), sorted(self.elections), sorted(self.acknowledged)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

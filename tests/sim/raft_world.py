@@ -1,0 +1,184 @@
+"""One seed, one story: a cluster, its clients, its faults, and a verdict."""
+
+import asyncio
+import contextlib
+import random
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from butterfly_cluster import raft_sync, snapshot_shelf
+from tests.sim.aimed import ROUNDS, Aimed
+from tests.sim.clients import Clients
+from tests.sim.cluster import Cluster
+from tests.sim.disk import simulated_disks
+from tests.sim.nemesis import Nemesis
+from tests.sim.virtual_loop import run_virtually, the_loop
+
+IN_MEMORY = Path("/dev/shm")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a seed decides before anything happens.
+
+    ``aim``: the round that is played now and then, or empty. Small batches and chunks make long
+    logs and snapshots travel in pieces.
+    """
+
+    founders: int
+    learners: int
+    changes: bool
+    aim: str
+    batch_bytes: int
+    chunk_bytes: int
+    compact_after_entries: int
+    virtual_seconds: float
+    clients_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """What came of a seed."""
+
+    seed: int
+    setting: Setting
+    violations: tuple[str, ...]
+    fingerprint: str
+    acknowledged: int
+    operations: int
+    undecided: int
+    elections: int
+    committed: int
+    messages: int
+
+
+def setting_of(seed: int) -> Setting:
+    """The same for the same seed."""
+    dice = random.Random(f"setting {seed}")
+    return Setting(
+        founders=dice.choice([3, 3, 3, 5, 5]),
+        learners=dice.choice([0, 1, 2]),
+        changes=dice.random() < 0.6,
+        aim=dice.choice(["", *ROUNDS]),
+        batch_bytes=dice.choice([400, 2000, raft_sync.BATCH_BYTES_MAX]),
+        chunk_bytes=dice.choice([300, 3000, snapshot_shelf.SNAPSHOT_CHUNK_BYTES]),
+        compact_after_entries=dice.choice([20, 60, 5000]),
+        virtual_seconds=6.0,
+        clients_per_second=dice.choice([8.0, 15.0, 25.0]),
+    )
+
+
+def check_seed(seed: int) -> None:
+    """Raise AssertionError with the story when a seed breaks anything."""
+    _judge(run_seed(seed))
+
+
+def tell_seed(seed: int) -> None:
+    """As ``check_seed``, printing everything that happens."""
+    print(setting_of(seed))
+    _judge(run_seed(seed, print))
+
+
+def _judge(story: Story) -> None:
+    assert not story.violations, (
+        f"seed {story.seed}: {len(story.violations)} violations, first {story.violations[:3]}; replay: "
+        f"python tools/sim.py --world raft --replay {story.seed}"
+    )
+
+
+def run_seed(seed: int, tell: Callable[[str], None] | None = None) -> Story:
+    """Play one seed; ``tell`` gets a line for everything that happens."""
+    setting = setting_of(seed)
+    directory = Path(tempfile.mkdtemp(dir=IN_MEMORY if IN_MEMORY.is_dir() else None))
+    try:
+        with simulated_disks() as disks, _sizes(setting):
+            founders, learners = setting.founders, setting.learners
+
+            async def play() -> Story:
+                cluster = Cluster(seed, directory, founders, learners, disks=disks)
+                cluster.compact_after_entries = setting.compact_after_entries
+                if tell is not None:
+                    _narrate(cluster, tell)
+                return await _play(seed, setting, cluster)
+
+            return run_virtually(play())
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+async def _play(seed: int, setting: Setting, cluster: Cluster) -> Story:
+    clients = Clients(cluster)
+    async with cluster.running():
+        nemesis = Nemesis(cluster, changes=setting.changes)
+        load = the_loop().create_task(_load(cluster, clients, setting.clients_per_second))
+        await _trouble(cluster, nemesis, setting)
+        load.cancel()
+        await nemesis.end()
+        await clients.finish()
+        try:
+            await cluster.until_led(15.0)
+            await cluster.until_equal()
+        except TimeoutError:
+            cluster.invariants.broken(f"healed, but it did not converge: {_state_of(cluster)}")
+    clients.judge()
+    return Story(
+        seed=seed,
+        setting=setting,
+        violations=tuple(cluster.violations),
+        fingerprint=cluster.fingerprint(),
+        acknowledged=len(cluster.acknowledged),
+        operations=clients.operations,
+        undecided=clients.undecided,
+        elections=len(cluster.elections),
+        committed=cluster.invariants.committed_entries,
+        messages=cluster.network.messages,
+    )
+
+
+async def _load(cluster: Cluster, clients: Clients, per_second: float) -> None:
+    dice = random.Random(cluster.dice.random())
+    while True:
+        await asyncio.sleep(dice.expovariate(per_second))
+        clients.act()
+
+
+async def _trouble(cluster: Cluster, nemesis: Nemesis, setting: Setting) -> None:
+    aimed = Aimed(cluster, nemesis)
+    await asyncio.sleep(0.8)
+    while the_loop().time() < setting.virtual_seconds:
+        if setting.aim and cluster.dice.random() < 0.4:
+            await aimed.round(setting.aim)
+        else:
+            await nemesis.strike()
+            await asyncio.sleep(cluster.dice.uniform(0.05, 1.2))
+
+
+def _state_of(cluster: Cluster) -> dict[str, tuple[int, int, int, bool]]:
+    return {
+        me[-2:]: (node.term, node.commit_index, node._core.last_index, node.is_leader)
+        for me, node in cluster.nodes.items()
+    }
+
+
+@contextlib.contextmanager
+def _sizes(setting: Setting) -> Iterator[None]:
+    before = raft_sync.BATCH_BYTES_MAX, snapshot_shelf.SNAPSHOT_CHUNK_BYTES
+    _set_sizes(setting.batch_bytes, setting.chunk_bytes)
+    try:
+        yield
+    finally:
+        _set_sizes(*before)
+
+
+def _set_sizes(batch_bytes: int, chunk_bytes: int) -> None:
+    raft_sync.BATCH_BYTES_MAX = batch_bytes  # type: ignore[misc] # Final for the program
+    snapshot_shelf.SNAPSHOT_CHUNK_BYTES = chunk_bytes  # type: ignore[misc,attr-defined]
+
+
+def _narrate(cluster: Cluster, tell: Callable[[str], None]) -> None:
+    from tests.sim.narrator import Narrator  # only a replay needs it
+
+    Narrator(cluster, tell).listen()
