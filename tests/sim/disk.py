@@ -17,6 +17,8 @@ from typing import Any
 from butterfly_cluster import durable_files, journal
 from tests.sim.virtual_loop import OWNER
 
+SECTOR_BYTES, TOLD_BYTES_MIN = 512, 32
+
 
 class PowerCut(BaseException):
     """The machine is off in the middle of something; no handler of the program runs."""
@@ -102,13 +104,22 @@ class SimDisk:
         size = path.stat().st_size
         if size <= safe_bytes:
             return
-        torn = self._dice.randint(safe_bytes, size)
-        os.truncate(path, torn)
-        if self._dice.random() < 0.3:
-            os.truncate(path, size)  # the size got to the disk, the data did not: zeros
+        starts = [safe_bytes, *range(safe_bytes - safe_bytes % SECTOR_BYTES, size, SECTOR_BYTES)]
+        starts = [at for at in starts if at >= safe_bytes and _can_be_told(at, size)]
+        if starts and self._dice.random() < 0.3:
+            os.truncate(path, self._dice.choice(starts))
+            os.truncate(path, size)  # the size got to the disk, these sectors did not: zeros
+        else:
+            os.truncate(path, self._dice.randint(safe_bytes, size))
 
     def _files(self) -> Iterator["os.DirEntry[str]"]:
         return (entry for entry in os.scandir(self._directory) if not entry.name.endswith(".lock"))
+
+
+def _can_be_told(start: int, size: int) -> bool:
+    """Fewer zeros than these in a sector look like damage: the node joins under a new id."""
+    in_sector = SECTOR_BYTES - start % SECTOR_BYTES
+    return min(in_sector, size - start) >= TOLD_BYTES_MIN
 
 
 class _SimulatedOs:

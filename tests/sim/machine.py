@@ -6,7 +6,7 @@ from typing import Any
 
 from butterfly_cluster.journal import Entry
 from butterfly_cluster.raft import RaftNode
-from butterfly_cluster.raft_core import LEADER
+from butterfly_cluster.raft_insides import LEADER
 from butterfly_core.ids import NodeId
 
 

@@ -48,7 +48,7 @@ class Nemesis:
     async def strike(self) -> None:
         """One fault; and half of those who are down come up."""
         act = self._dice.choice(self._acts)
-        self._cluster.tell(act.__name__.strip("_"))  # type: ignore[attr-defined] # a bound method
+        self._cluster.tell(act.__name__.strip("_"))
         await act()
         for me in self._cluster.everyone:
             if self._dice.random() < 0.5:

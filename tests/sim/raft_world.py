@@ -8,8 +8,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 from butterfly_cluster import raft_sync, snapshot_shelf
+from butterfly_cluster.raft_codec import BATCH_BYTES_MAX, SNAPSHOT_CHUNK_BYTES
 from tests.sim.aimed import ROUNDS, Aimed
 from tests.sim.clients import Clients
 from tests.sim.cluster import Cluster
@@ -63,8 +65,8 @@ def setting_of(seed: int) -> Setting:
         learners=dice.choice([0, 1, 2]),
         changes=dice.random() < 0.6,
         aim=dice.choice(["", *ROUNDS]),
-        batch_bytes=dice.choice([400, 2000, raft_sync.BATCH_BYTES_MAX]),
-        chunk_bytes=dice.choice([300, 3000, snapshot_shelf.SNAPSHOT_CHUNK_BYTES]),
+        batch_bytes=dice.choice([400, 2000, BATCH_BYTES_MAX]),
+        chunk_bytes=dice.choice([300, 3000, SNAPSHOT_CHUNK_BYTES]),
         compact_after_entries=dice.choice([20, 60, 5000]),
         virtual_seconds=6.0,
         clients_per_second=dice.choice([8.0, 15.0, 25.0]),
@@ -76,16 +78,16 @@ def check_seed(seed: int) -> None:
     _judge(run_seed(seed))
 
 
-def tell_seed(seed: int) -> None:
-    """As ``check_seed``, printing everything that happens."""
-    print(setting_of(seed))
-    _judge(run_seed(seed, print))
+def tell_seed(seed: int, tell: Callable[[str], None]) -> None:
+    """As ``check_seed``, telling everything that happens, line by line."""
+    tell(str(setting_of(seed)))
+    _judge(run_seed(seed, tell))
 
 
 def _judge(story: Story) -> None:
     assert not story.violations, (
-        f"seed {story.seed}: {len(story.violations)} violations, first {story.violations[:3]}; replay: "
-        f"python tools/sim.py --world raft --replay {story.seed}"
+        f"seed {story.seed}: {len(story.violations)} violations, first {story.violations[:3]}; "
+        f"replay: python tools/sim.py --world raft --replay {story.seed}"
     )
 
 
@@ -165,17 +167,11 @@ def _state_of(cluster: Cluster) -> dict[str, tuple[int, int, int, bool]]:
 
 @contextlib.contextmanager
 def _sizes(setting: Setting) -> Iterator[None]:
-    before = raft_sync.BATCH_BYTES_MAX, snapshot_shelf.SNAPSHOT_CHUNK_BYTES
-    _set_sizes(setting.batch_bytes, setting.chunk_bytes)
-    try:
+    with (
+        mock.patch.object(raft_sync, "BATCH_BYTES_MAX", setting.batch_bytes),
+        mock.patch.object(snapshot_shelf, "SNAPSHOT_CHUNK_BYTES", setting.chunk_bytes),
+    ):
         yield
-    finally:
-        _set_sizes(*before)
-
-
-def _set_sizes(batch_bytes: int, chunk_bytes: int) -> None:
-    raft_sync.BATCH_BYTES_MAX = batch_bytes  # type: ignore[misc] # Final for the program
-    snapshot_shelf.SNAPSHOT_CHUNK_BYTES = chunk_bytes  # type: ignore[misc,attr-defined]
 
 
 def _narrate(cluster: Cluster, tell: Callable[[str], None]) -> None:
