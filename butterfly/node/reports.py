@@ -1,8 +1,9 @@
 """What members tell their coordinator several times a second, beside the log.
 
 A report is a sign of life and carries what only people and the planner need: progress, phase,
-requests under way. The coordinator answers with everybody's newest report, so any node can
-show the whole cluster.
+requests under way. The coordinator answers with the reports that changed since it answered that
+member last, so any node can show the whole cluster. In a big cluster members report less often,
+and an answer is bounded, so that what the coordinator takes in and gives out stays flat.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from butterfly.node.addresses import AddressBook
 from butterfly.node.local import Local
+from butterfly.node.news import NEWS_MAX, News
 from butterfly_cluster.state import ClusterState
 from butterfly_core.errors import ButterflyError, InvalidValue, ProtocolViolation
 from butterfly_core.ids import NodeId, parse_node_id, short
@@ -24,6 +26,8 @@ from butterfly_wire.pool import PeerPool
 log = logging.getLogger(__name__)
 
 REPORT_SECONDS: Final = 0.3
+_REPORTS_PER_SECOND_MAX: Final = 66.7
+_PERIOD_SECONDS_MAX: Final = 5.0
 _TIMEOUT_SECONDS: Final = 1.5
 _REPORTS_MAX: Final = 1000
 _HEARD_KEPT_SECONDS: Final = 60.0
@@ -54,6 +58,11 @@ class Report(BaseModel):
 
     def to_map(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
+
+
+def report_period(members: int) -> float:
+    """Seconds between two reports of one member: longer when they are many."""
+    return min(max(REPORT_SECONDS, members / _REPORTS_PER_SECOND_MAX), _PERIOD_SECONDS_MAX)
 
 
 def parse_report(body: object) -> Report:
@@ -108,8 +117,13 @@ class Reports:
         self._clock = clock
         self._heard: dict[NodeId, float] = {}
         self._complaint = ""
-        self.newest: dict[NodeId, Mapping[str, Any]] = {}
+        self._news = News(run=f"{me}-{clock()}")
+        self._followed: tuple[object, object] = ("", 0)
+
+    @property
+    def newest(self) -> Mapping[NodeId, Mapping[str, Any]]:
         """By live member, as ``Report`` has it."""
+        return self._news.reports
 
     def own(self) -> Mapping[str, Any]:
         local, progress = self._local, self._local.progress
@@ -134,39 +148,58 @@ class Reports:
         """Report for ever."""
         while True:
             await self.report_once()
-            await asyncio.sleep(REPORT_SECONDS)
+            await self._rest()
+
+    async def _rest(self) -> None:
+        """Until the next report is due, or there is something that should not wait for it."""
+        told, rested = self._urgent(), 0.0
+        period = report_period(len(self._state().members))
+        while rested < period and self._urgent() == told:
+            await asyncio.sleep(min(REPORT_SECONDS, period - rested))
+            rested += REPORT_SECONDS
+
+    def _urgent(self) -> tuple[object, ...]:
+        return self._leader(), self._local.node.state, self._lost()
 
     async def report_once(self) -> None:
         """Tell the leader, learn of the others, forget who is gone."""
         leader, own = self._leader(), self.own()
         if leader is not None and leader != self._me:
-            self.newest = await self._tell(leader, own) or self.newest
-        self.newest[self._me] = own
+            await self._tell(leader, own)
+        self._news.note(self._me, own)
         self._forget()
 
-    async def _tell(
-        self, leader: NodeId, own: Mapping[str, Any]
-    ) -> dict[NodeId, Mapping[str, Any]]:
-        """What the leader answers; nothing when it does not, and the next one may get through."""
+    async def _tell(self, leader: NodeId, own: Mapping[str, Any]) -> None:
+        """Take in what the leader answers; when it does not, the next one may get through."""
+        run, version = self._followed
         try:
-            address = self._addresses.of(leader)
             reply = await self._pool.call(
-                address, "report", own, timeout_seconds=_TIMEOUT_SECONDS, expect=leader
+                self._addresses.of(leader),
+                "report",
+                {**own, "run": run, "version": version},
+                timeout_seconds=_TIMEOUT_SECONDS,
+                expect=leader,
             )
-            return {node: report.to_map() for node, report in parse_reports(reply).items()}
+            told = parse_reports(reply)
+            for node, report in told.items():
+                if node != self._me:
+                    self._news.note(node, report.to_map())
+            up_to_date = len(told) < NEWS_MAX
+            missing = any(member.node_id not in self.newest for member in self._state().live)
+            anew = up_to_date and missing  # it was dropped here while it seemed dead
+            self._followed = ("", 0) if anew else (reply.get("run"), reply.get("version"))
         except ProtocolViolation as error:
             if str(error) != self._complaint:
                 self._complaint = str(error)
                 log.warning("node %s and this one do not understand: %s", short(leader), error)
         except ButterflyError:
             pass  # silence is what the coordinator counts
-        return {}
 
     def _forget(self) -> None:
         """Drop what dead members said last, and when strangers were heard long ago."""
         state, now = self._state(), self._clock()
         live = {member.node_id for member in state.live} | {self._me}
-        self.newest = {node: report for node, report in self.newest.items() if node in live}
+        self._news.keep(live)
         self._heard = {
             node: at
             for node, at in self._heard.items()
@@ -174,7 +207,7 @@ class Reports:
         }
 
     async def handle(self, caller: NodeId, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A member's report; answers with all that were heard of lately.
+        """A member's report; answers with what changed since the answer it had before.
 
         Raises ProtocolViolation for a report that makes no sense; it is a sign of life too.
         """
@@ -183,8 +216,9 @@ class Reports:
             self._heard[caller] = self._clock()
         report = parse_report(body)
         if member is not None and member.alive:
-            self.newest[caller] = report.to_map()
-        return {"reports": {**self.newest, self._me: self.own()}}
+            self._news.note(caller, report.to_map())
+        self._news.note(self._me, self.own())
+        return self._news.answer(body.get("run"), body.get("version"))
 
     def silent_seconds(self, since: float) -> dict[NodeId, float]:
         """For how long each member was not heard; nobody for longer than since ``since``."""
