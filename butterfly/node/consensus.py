@@ -16,6 +16,7 @@ from butterfly.config import NodeConfig
 from butterfly.node.addresses import AddressBook
 from butterfly.node.local import Local, Problem
 from butterfly.node.replica import Replica
+from butterfly.node.strangers import Strangers
 from butterfly_cluster.commands import Command, encode_command
 from butterfly_cluster.founding import AskPeers, Formation, Founding
 from butterfly_cluster.founding_messages import proposal_from_map
@@ -68,6 +69,15 @@ class Consensus:
         self._clock, self._rng, self._sync_file = clock, rng, sync_file
         self._asked_to_join = asyncio.Event()
         self._founding = Founding(data_dir, _founding_settings(config), directory)
+        self._strangers = Strangers(
+            config.cluster.cluster_name,
+            cluster_id=lambda: self.cluster_id,
+            peers=peers,
+            directory=directory,
+            local=local,
+            keep_claim=self._founding.keep_claim,
+            rng=rng,
+        )
         self._raft: RaftNode | None = None
         self.leader_changes = 0
         self._last_leader: NodeId | None = None
@@ -142,6 +152,7 @@ class Consensus:
             tasks.create_task(raft.run())
             tasks.create_task(self._watch_leader())
             tasks.create_task(self._find_the_others())
+            tasks.create_task(self._strangers.run())
 
     def _make_raft(self, formation: Formation) -> RaftNode:
         for node_id, address in formation.members.items():

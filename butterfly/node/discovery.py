@@ -20,12 +20,15 @@ from butterfly_discovery.consul_claims import ConsulClaims
 from butterfly_discovery.consul_settings import ConsulSettings, no_token, token_from_file
 from butterfly_discovery.consul_source import ConsulSource
 from butterfly_discovery.dns import DnsSource
+from butterfly_discovery.multicast import MulticastSource
 from butterfly_discovery.source import Source, StaticSource
 from butterfly_discovery.watching import Discovery
+from butterfly_wire.secret import derive_key, insecure_secret, load_secret
 
 log = logging.getLogger(__name__)
 
 DISCOVERY_PROBLEM: Final = "discovery"
+MULTICAST_PURPOSE: Final = b"butterfly multicast v1"
 _FIRST_SECONDS: Final = 1.0
 _LOOK_SECONDS: Final = 5.0
 _SHOWN_MAX: Final = 100
@@ -88,7 +91,9 @@ class NodeDiscovery:
                 else "no answer yet; a new node cannot find the others"
             )
             return f"{self._method} has not answered for {seconds:.0f} s: {found.message}; {stands}"
-        return self._source.problem if isinstance(self._source, ConsulSource) else None
+        if isinstance(self._source, ConsulSource | MulticastSource):
+            return self._source.problem
+        return None
 
     def view(self) -> Mapping[str, Any]:
         """For ``/status``."""
@@ -119,7 +124,25 @@ def source_of(config: NodeConfig, me: NodeId) -> Source:
                 service_id=f"{found.consul_service}-{me}",
             )
         case "multicast":
-            raise InvalidValue('discovery_method = "multicast" cannot be used yet; use "dns"')
+            key, *others = multicast_keys(config)
+            return MulticastSource(
+                cluster.cluster_name,
+                node.advertise_address,
+                key=key,
+                also_accepted=tuple(others),
+                group=found.multicast_group,
+                interface=found.multicast_interface,
+            )
+
+
+def multicast_keys(config: NodeConfig) -> tuple[bytes, ...]:
+    """What announcements are signed with, and what else is accepted while the secret changes.
+
+    Read once: it is for nodes that are still looking for each other. Raises ConfigError.
+    """
+    file = config.security.cluster_secret_file
+    secret = load_secret(file) if file else insecure_secret(config.cluster.cluster_name)
+    return tuple(derive_key(accepted, MULTICAST_PURPOSE) for accepted in secret.accepted)
 
 
 def claims_of(config: NodeConfig) -> Claims | None:
