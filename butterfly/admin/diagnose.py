@@ -86,7 +86,7 @@ def _node(arguments: argparse.Namespace, config: "NodeConfig | None") -> NodeHtt
 
 def _checks(situation: Situation) -> list[Check]:
     """All checks in the order of the report. Heavy imports happen inside their threads."""
-    from butterfly.admin.checks import clock, machine, network, source, versions
+    from butterfly.admin.checks import clock, clusters, machine, network, source, versions
 
     always: dict[str, tuple[Look, float]] = {
         "memory": (machine.look_at_memory, 40.0),
@@ -98,6 +98,7 @@ def _checks(situation: Situation) -> list[Check]:
         "ports": (network.look_at_ports, 10.0),
         "DNS": (network.look_at_names, 30.0),
         "seed nodes": (network.look_at_seeds, 45.0),
+        "cluster": (clusters.look_at_clusters, 30.0),
         "model source": (source.look_at_source, 40.0),
         "disk": (machine.look_at_disk, 40.0),
     }

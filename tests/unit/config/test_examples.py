@@ -49,6 +49,8 @@ def test_every_mode_has_an_example(etc: Path) -> None:
     loaded = [load(name, etc) for name in EXAMPLES]
 
     assert {config.model.source_type for config in loaded} == {"embedded", "filesystem", "s3"}
+    methods = {config.cluster.discovery_method for config in loaded}
+    assert methods == {"static", "dns", "consul", "multicast"}
     assert {config.node.role for config in loaded} == {"coordinator", "worker"}
     assert any(config.model.endpoint_url for config in loaded)
     assert any(config.security.api_keys_file for config in loaded)
