@@ -86,7 +86,10 @@ def read_journal(data: bytes) -> JournalContent:
         if found is None:
             _must_be_torn(data, position)
             break
-        _replay(content, *found)
+        try:
+            _replay(content, *found)
+        except (struct.error, UnicodeDecodeError) as error:
+            raise DamagedLog(f"the record at byte {position} says nothing: {error}") from error
         position += _HEADER.size + len(found[1])
     indexes = [entry.log_index for entry in content.entries]
     if indexes and indexes != list(range(indexes[0], indexes[0] + len(indexes))):

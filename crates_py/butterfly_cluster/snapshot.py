@@ -62,7 +62,7 @@ def decode_snapshot(data: bytes) -> Snapshot:
     try:
         fields = msgpack.unpackb(body)
         snapshot = Snapshot(
-            state=bytes(fields["state"]),
+            state=_bytes(fields["state"]),
             previous=_entry(fields["previous"]),
             last=_entry(fields["last"]),
             voters=frozenset(parse_node_id(voter) for voter in fields["voters"]),
@@ -72,6 +72,12 @@ def decode_snapshot(data: bytes) -> Snapshot:
     if snapshot.last.log_index != snapshot.previous.log_index + 1:
         raise InvalidValue("its two entries do not follow each other")
     return snapshot
+
+
+def _bytes(value: Any) -> bytes:
+    if not isinstance(value, bytes):
+        raise InvalidValue("a state is bytes")
+    return value
 
 
 def _entry(fields: Any) -> Entry:
