@@ -31,6 +31,7 @@ from butterfly_core.ids import ClusterId, NodeId
 log = logging.getLogger(__name__)
 
 JOIN_PROBLEM: Final = "not_joined"
+DISK_PROBLEM: Final = "disk"
 _WATCH_SECONDS: Final = 0.5
 
 
@@ -111,6 +112,11 @@ class Consensus:
         """Since a leader with a majority was heard."""
         return self._raft.seconds_since_leader_heard if self._raft else float("inf")
 
+    @property
+    def disk_problem(self) -> str | None:
+        """Why this node is mute: its disk failed, and it votes no more until a restart."""
+        return self._raft.disk_problem if self._raft else None
+
     def matched_index(self, node_id: NodeId) -> int | None:
         """Up to where a node holds this leader's log; None when it is not connected."""
         return self._raft.matched_index(node_id) if self._raft else None
@@ -137,7 +143,7 @@ class Consensus:
         self._asked_to_join.set()
 
     async def run(self) -> None:
-        """Raises ConfigError when it can never join, StorageError when the disk fails."""
+        """Raises ConfigError when it can never join, StorageError when its first write fails."""
         await self._asked_to_join.wait()
         async with asyncio.TaskGroup() as tasks:
             watching = tasks.create_task(self._tell_why_not_joined())
@@ -198,7 +204,15 @@ class Consensus:
             self._last_leader = leader
             if self._raft is not None:
                 self._raft.introduce(frozenset(self._addresses.known()))
+            if self.disk_problem is not None:
+                self._tell_of_the_disk(self.disk_problem)
             await asyncio.sleep(_WATCH_SECONDS)
+
+    def _tell_of_the_disk(self, problem: str) -> None:
+        message = f"{problem}. Until then this node serves what it serves, and has no vote"
+        if self._local.report(Problem(DISK_PROBLEM, message)):
+            log.error("%s", message)
+            self._local.changed.notify()
 
     async def _find_the_others(self) -> None:
         """While no leader is heard, ask those that the source names where everybody is.

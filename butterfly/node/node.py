@@ -57,6 +57,8 @@ class NodeProgram:
         self._config = config
         self._me = data_dir.identity.node_id
         self._local = Local(Facts(registration_of(config, self._me)))
+        if data_dir.story:
+            self._local.events.append(data_dir.story)
         self._replica = Replica(self._local.changed)
         self._left = asyncio.Event()
         self._make_network(data_dir)
@@ -148,6 +150,7 @@ class NodeProgram:
             active_requests=lambda: self._ingress.active_requests,
             state=lambda: replica.state,
             lost=lambda: self._consensus.lost_peers,
+            can_vote=lambda: self._consensus.disk_problem is None,
         )
         self._effects = Effects(
             self._me,

@@ -85,6 +85,7 @@ class Observer:
             self._signature, self._settled_since = signature, now
         silent = self._silent_seconds(state, now)
         return Observations(
+            mute=self._reports.mute,
             silent_seconds=silent,
             settled_seconds=now - self._settled_since,
             gathered_seconds=now - self._gathered_since,

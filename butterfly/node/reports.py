@@ -54,6 +54,7 @@ class Report(BaseModel):
     bytes_from_cache: _Count = 0
     active_requests: _Count = 0
     lost: Annotated[tuple[_Text, ...], Field(max_length=_LOST_MAX)] = ()
+    can_vote: Annotated[bool, Field(strict=True)] = True
     problems: Annotated[tuple[_Text, ...], Field(max_length=_PROBLEMS_MAX)] = ()
 
     def to_map(self) -> dict[str, Any]:
@@ -103,6 +104,7 @@ class Reports:
         active_requests: Callable[[], int],
         state: Callable[[], ClusterState],
         lost: Callable[[], frozenset[NodeId]] = frozenset,
+        can_vote: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """``lost`` names nodes that this one heard and hears no more. ``clock`` in seconds."""
@@ -114,6 +116,7 @@ class Reports:
         self._active_requests = active_requests
         self._state = state
         self._lost = lost
+        self._can_vote = can_vote
         self._clock = clock
         self._heard: dict[NodeId, float] = {}
         self._complaint = ""
@@ -138,6 +141,7 @@ class Reports:
             "bytes_from_cache": local.bytes_from_cache,
             "active_requests": self._active_requests(),
             "lost": sorted(self._lost())[:_LOST_MAX],
+            "can_vote": self._can_vote(),
             "problems": [
                 problem.message[:_CHARACTERS_MAX]
                 for problem in islice(local.problems.values(), _PROBLEMS_MAX)
@@ -235,6 +239,12 @@ class Reports:
             for node, report in self.newest.items()
             if node != self._me
         }
+
+    @property
+    def mute(self) -> frozenset[NodeId]:
+        """Whose disk failed, as last reported: they neither vote nor acknowledge."""
+        silent = {node for node, report in self.newest.items() if not report.get("can_vote", True)}
+        return frozenset(silent if self._can_vote() else silent | {self._me})
 
     @property
     def active_requests(self) -> int:

@@ -86,7 +86,9 @@ def _formed(settings: FoundingSettings, sight: Sight) -> Join | Wait | None:
     for answer in formed:
         if answer.cluster_name != settings.cluster_name:
             return Wait(_other_name(settings, answer), alarming=True)
-        if answer.cluster_id != cluster_id_of(answer.cluster_name, answer.founders):
+        if answer.cluster_id != cluster_id_of(
+            answer.cluster_name, answer.founders, answer.generation
+        ):
             return Wait(
                 f"{answer.address} names the cluster {answer.cluster_id}, which does not fit "
                 "its first voters; is it of another version?",
@@ -106,8 +108,9 @@ def _formed(settings: FoundingSettings, sight: Sight) -> Join | Wait | None:
     members |= {answer.node_id: answer.address for answer in formed}
     voters = sorted({voter for answer in formed for voter in answer.voters})
     founders = tuple(sorted(formed[0].founders))
-    cluster_id = cluster_id_of(settings.cluster_name, founders)
-    return Join(cluster_id, founders, members, tuple(voters))
+    generation = formed[0].generation
+    cluster_id = cluster_id_of(settings.cluster_name, founders, generation)
+    return Join(cluster_id, founders, members, tuple(voters), generation)
 
 
 def _claimed(

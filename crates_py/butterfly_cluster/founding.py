@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from butterfly_cluster.bootstrap import decide, promises_needed
 from butterfly_cluster.claims import Claim, Claims
+from butterfly_cluster.former_cluster import bound, refusal_of
 from butterfly_cluster.founding_messages import Proposal, Verdict, WhoAmI
 from butterfly_cluster.founding_questions import ASK_SECONDS, AskPeers, ask_all, ask_promise, told
 from butterfly_cluster.founding_sight import (
@@ -99,6 +100,7 @@ class Founding:
             address=settings.address,
             cluster_id=identity.cluster_id,
             founders=identity.founders,
+            generation=identity.generation,
             voters=tuple(sorted(voters)),
             members=members,
             seeds=self._seeds,
@@ -115,7 +117,7 @@ class Founding:
         if caller != proposal.candidate:
             return Verdict(False, "a node asks for promises for itself only")
         identity = self._data_dir.identity
-        verdict = consider(
+        verdict = refusal_of(identity.former_cluster) or consider(
             proposal,
             self.me,
             self._settings,
@@ -184,10 +186,12 @@ class Founding:
             self._data_dir.remember_promise(None)
 
     async def _act(self, ask: AskPeers, sight: Sight) -> Formation | None:
-        decision = decide(self.me, self._settings, sight)
+        decision = bound(
+            decide(self.me, self._settings, sight), self._data_dir.identity.former_cluster
+        )
         match decision:
             case Join():
-                return self._belong(decision.cluster_id, decision.founders, decision.members)
+                return self._join(decision)
             case Wait():
                 self._wait(decision)
             case TakeClaim():
@@ -214,13 +218,15 @@ class Founding:
         mine = self._data_dir.identity.cluster_id
         return None if mine is None else await self._registry.keep(self.me, mine)
 
-    def _belong(
-        self, cluster_id: ClusterId, founders: tuple[NodeId, ...], members: Mapping[NodeId, str]
-    ) -> Formation:
-        self._data_dir.remember_cluster(cluster_id, self._settings.cluster_name, founders)
+    def _join(self, cluster: Join) -> Formation:
+        self._data_dir.remember_cluster(
+            cluster.cluster_id, self._settings.cluster_name, cluster.founders, cluster.generation
+        )
+        founders = cluster.founders
         role = "a voter" if self.me in founders else "a learner"
-        _log.info("node %s belongs to cluster %s as %s", short(self.me), cluster_id, role)
-        return Formation(cluster_id, frozenset(founders), self.me not in founders, members)
+        _log.info("node %s belongs to cluster %s as %s", short(self.me), cluster.cluster_id, role)
+        learner = self.me not in founders
+        return Formation(cluster.cluster_id, frozenset(founders), learner, cluster.members)
 
     async def _found(self, ask: AskPeers, voters: tuple[NodeId, ...]) -> Formation | None:
         proposal = self._own_proposal(voters)
@@ -243,7 +249,8 @@ class Founding:
         if len(granted) < needed:
             self._wait(Wait(f"{len(granted)} of {needed} promises needed: {'; '.join(refusals)}"))
             return None
-        return self._belong(proposal.cluster_id, tuple(sorted(voters)), {})
+        founders = tuple(sorted(voters))
+        return self._join(Join(proposal.cluster_id, founders, {}, founders))
 
     def _own_proposal(self, voters: tuple[NodeId, ...]) -> Proposal | None:
         name, seeds = self._settings.cluster_name, self._seeds

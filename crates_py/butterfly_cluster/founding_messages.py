@@ -14,9 +14,13 @@ TEXT_MAX = 256
 LIST_MAX = 4096
 
 
-def cluster_id_of(cluster_name: str, voters: Sequence[NodeId]) -> ClusterId:
-    """Hash of the first configuration: SHA-256 of its canonical JSON, first 128 bits."""
-    configuration = json.dumps(["butterfly cluster 1", cluster_name, sorted(voters)])
+def cluster_id_of(cluster_name: str, voters: Sequence[NodeId], generation: int = 0) -> ClusterId:
+    """Hash of the first configuration: SHA-256 of its canonical JSON, first 128 bits.
+
+    ``generation`` counts recoveries from a lost majority; each makes another cluster.
+    """
+    recovered = [generation] if generation else []
+    configuration = json.dumps(["butterfly cluster 1", cluster_name, sorted(voters), *recovered])
     return ClusterId(hashlib.sha256(configuration.encode()).hexdigest()[:32])
 
 
@@ -34,6 +38,7 @@ class WhoAmI:
     seeds: tuple[str, ...] = ()
     promised_to: NodeId | None = None
     promised_number: str | None = None
+    generation: int = 0
     quorum_size: int = 0
     """As configured there; 0 when it was not said."""
 
@@ -45,6 +50,7 @@ class WhoAmI:
             "address": self.address,
             "cluster_id": self.cluster_id,
             "founders": list(self.founders),
+            "generation": self.generation,
             "voters": list(self.voters),
             "members": dict(self.members),
             "seeds": list(self.seeds),
@@ -107,6 +113,7 @@ def whoami_from_map(fields: Mapping[str, Any]) -> WhoAmI:
             seeds=_texts(fields["seeds"]),
             promised_to=None if promised_to is None else parse_node_id(promised_to),
             promised_number=fields["promised_number"] and _text(fields["promised_number"]),
+            generation=_count(fields.get("generation", 0)),
             quorum_size=_count(fields.get("quorum_size", 0)),
         )
     except (KeyError, TypeError, AttributeError) as error:

@@ -65,6 +65,7 @@ class Join:
     founders: tuple[NodeId, ...]
     members: Mapping[NodeId, str]
     voters: tuple[NodeId, ...]
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,38 +2,48 @@
 
 The id and the journal are one: a node id whose journal is gone never comes back, because
 what it voted for and acknowledged is forgotten. ``load_or_create`` then makes a new id, and
-the node joins as a new learner.
+the node joins as a new learner. The same happens when journal or snapshot are damaged. Such a
+node remembers the cluster it was of: it joins that one, and neither founds another nor
+promises to, because what it promised is forgotten.
 """
 
 import json
 import logging
 import os
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from butterfly_cluster.durable_files import FileLock, read_if_there, write_durably
 from butterfly_cluster.founding_messages import Proposal, proposal_from_map
-from butterfly_cluster.journal import MAGIC
-from butterfly_cluster.snapshot import JOURNAL_NAME, SNAPSHOT_NAME
+from butterfly_cluster.journal_format import MAGIC, DamagedLog
+from butterfly_cluster.snapshot import JOURNAL_NAME, SNAPSHOT_NAME, check_log
 from butterfly_core.errors import ConfigError, IllegalTransition, InvalidValue, StorageError
 from butterfly_core.ids import ClusterId, NodeId, node_id_from_bytes, parse_node_id, short
 
 IDENTITY_NAME = "identity.json"
-_VERSION = 1
+_VERSION = 2
+_VERSION_WITHOUT_CHECKSUM = 1
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """``founders`` are the voters of the cluster's first configuration, sorted."""
+    """``founders`` are the voters of the cluster's first configuration, sorted.
+
+    ``generation`` rises each time the cluster is recovered from a lost majority.
+    ``former_cluster`` is the only one that this node may join.
+    """
 
     node_id: NodeId
     cluster_id: ClusterId | None = None
     cluster_name: str | None = None
     founders: tuple[NodeId, ...] = ()
     promise: Proposal | None = None
+    generation: int = 0
+    former_cluster: ClusterId | None = None
 
 
 class DataDir:
@@ -43,33 +53,56 @@ class DataDir:
         self.path, self._lock = path, lock
         self.identity = identity
         self.replaced: NodeId | None = None
+        self.replaced_because = ""
 
     def remember_promise(self, promise: Proposal | None) -> None:
         """Give a promise, or take back one that was released. Raises StorageError."""
         self._write(replace(self.identity, promise=promise))
 
     def remember_cluster(
-        self, cluster_id: ClusterId, cluster_name: str, founders: tuple[NodeId, ...]
+        self,
+        cluster_id: ClusterId,
+        cluster_name: str,
+        founders: tuple[NodeId, ...],
+        generation: int = 0,
     ) -> None:
         """Belong to a cluster from now on. Raises StorageError, IllegalTransition."""
         if self.identity.cluster_id is not None:
             raise IllegalTransition(f"{self.path} belongs to {self.identity.cluster_id} already")
         write_durably(self.path / JOURNAL_NAME, MAGIC)
-        self._write(
-            Identity(self.identity.node_id, cluster_id, cluster_name, tuple(sorted(founders)))
-        )
+        me, sorted_founders = self.identity.node_id, tuple(sorted(founders))
+        self._write(Identity(me, cluster_id, cluster_name, sorted_founders, generation=generation))
 
-    def start_over(self, random_bytes: Callable[[int], bytes] = os.urandom) -> None:
+    def start_over(
+        self, random_bytes: Callable[[int], bytes] = os.urandom, *, because: str = ""
+    ) -> None:
         """Become a new node without a cluster; the old log is kept beside, under another name.
 
-        For a damaged journal, and for a person's ``--forget``. Raises StorageError.
+        For a person's ``--forget``; and with ``because``, what happened to the log, for a node
+        that must find its way back to the same cluster. Raises StorageError.
         """
-        self.replaced = self.identity.node_id
+        self.replaced, self.replaced_because = self.identity.node_id, because
+        former = (self.identity.cluster_id or self.identity.former_cluster) if because else None
         suffix = short(self.replaced)
         for name in (JOURNAL_NAME, SNAPSHOT_NAME):
             _set_aside(self.path / name, suffix)
-        self._write(Identity(node_id_from_bytes(random_bytes(16))))
-        _log.warning("node %s starts over as %s", suffix, short(self.identity.node_id))
+        fresh = node_id_from_bytes(random_bytes(16))
+        self._write(Identity(fresh, former_cluster=former))
+        _log.error("%s", self.story)
+
+    @property
+    def story(self) -> str:
+        """Why this node has another id than before, for people; empty when it has not."""
+        if self.replaced is None:
+            return ""
+        old, fresh = short(self.replaced), short(self.identity.node_id)
+        if not self.replaced_because:
+            return f"node {old} was told to forget its cluster and starts over as {fresh}"
+        return (
+            f"{self.replaced_because}; node {old} must not vote with that and starts over as "
+            f"{fresh}, which joins again as a learner. The old files are kept in {self.path}, "
+            f"with .{old} behind their names"
+        )
 
     def close(self) -> None:
         """Let another process use the directory."""
@@ -115,7 +148,12 @@ def _opened(path: Path, lock: FileLock, random_bytes: Callable[[int], bytes]) ->
         if opened.identity.cluster_id is None:
             _set_aside(path / JOURNAL_NAME, short(opened.identity.node_id))
         else:
-            opened.start_over(random_bytes)
+            opened.start_over(random_bytes, because=f"{path / JOURNAL_NAME} is missing")
+    elif has_journal:
+        try:
+            check_log(path)
+        except DamagedLog as error:
+            opened.start_over(random_bytes, because=str(error))
     return opened
 
 
@@ -130,29 +168,44 @@ def _set_aside(path: Path, suffix: str) -> None:
 def _encode(identity: Identity) -> bytes:
     fields: dict[str, Any] = {
         "version": _VERSION,
+        "generation": identity.generation,
+        "former_cluster": identity.former_cluster,
         "node_id": identity.node_id,
         "cluster_id": identity.cluster_id,
         "cluster_name": identity.cluster_name,
         "founders": list(identity.founders),
         "promise": identity.promise and identity.promise.to_map(),
     }
+    fields["checksum"] = _checksum(fields)
     return json.dumps(fields, indent=1).encode() + b"\n"
+
+
+def _checksum(fields: Mapping[str, Any]) -> str:
+    """Over all fields but itself, so that a person's editor may change the spaces."""
+    rest = {key: value for key, value in fields.items() if key != "checksum"}
+    return f"{zlib.crc32(json.dumps(rest, sort_keys=True).encode()):08x}"
 
 
 def _decode(data: bytes, path: Path) -> Identity:
     try:
         fields = json.loads(data)
-        if fields["version"] != _VERSION:
+        if fields["version"] not in (_VERSION, _VERSION_WITHOUT_CHECKSUM):
             raise InvalidValue(f"version {fields['version']!r}; this program reads {_VERSION}")
+        sealed = fields["version"] == _VERSION or "checksum" in fields
+        if sealed and fields["checksum"] != _checksum(fields):
+            raise InvalidValue("its checksum does not match")
         cluster_id, promise = fields["cluster_id"], fields["promise"]
+        former = fields.get("former_cluster")
         return Identity(
             node_id=parse_node_id(fields["node_id"]),
             cluster_id=None if cluster_id is None else ClusterId(parse_node_id(cluster_id)),
             cluster_name=fields["cluster_name"],
             founders=tuple(parse_node_id(founder) for founder in fields["founders"]),
             promise=None if promise is None else proposal_from_map(promise),
+            generation=int(fields.get("generation", 0)),
+            former_cluster=None if former is None else ClusterId(parse_node_id(former)),
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StorageError(
             f"{path} is damaged: {error}. Move the data_dir away, so that this node joins "
             "again under a new id"

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from butterfly_cluster.former_cluster import bound, refusal_of
 from butterfly_cluster.founding_messages import Proposal, cluster_id_of
-from butterfly_cluster.identity import IDENTITY_NAME, load_or_create
-from butterfly_cluster.snapshot import JOURNAL_NAME
+from butterfly_cluster.founding_sight import Found, Join, Wait
+from butterfly_cluster.identity import IDENTITY_NAME, _decode, load_or_create
+from butterfly_cluster.snapshot import JOURNAL_NAME, SNAPSHOT_NAME
 from butterfly_core.errors import ConfigError, IllegalTransition, StorageError
 from butterfly_core.ids import NodeId
 
@@ -95,7 +97,16 @@ def test_starting_over_keeps_the_old_log_beside(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{}", b"[]", b"\xff", b'{"version": 2}', b'{"version": 1, "node_id": "x"}']
+    "content",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"\xff",
+        b'{"version": 3}',
+        b'{"version": 2}',
+        b'{"version": 1, "node_id": "x"}',
+    ],
 )
 def test_a_damaged_identity_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / IDENTITY_NAME).write_bytes(content)
@@ -115,3 +126,77 @@ def test_a_directory_that_cannot_be_made_is_a_config_error(tmp_path: Path) -> No
 
     with pytest.raises(ConfigError, match="cannot be made"):
         load_or_create(tmp_path / "file" / "data")
+
+
+def member(path: Path) -> NodeId:
+    """A directory that belongs to a cluster; returns its node's id."""
+    data_dir = load_or_create(path)
+    data_dir.remember_cluster(cluster_id_of("demo", (A,)), "demo", (A,))
+    data_dir.close()
+    return data_dir.identity.node_id
+
+
+@pytest.mark.parametrize("flip", [0x01, 0x20, 0x80])
+def test_no_flipped_byte_makes_another_identity(flip: int, tmp_path: Path) -> None:
+    member(tmp_path)
+    whole = (tmp_path / IDENTITY_NAME).read_bytes()
+    before = _decode(whole, tmp_path)
+    for place in range(len(whole)):
+        data = whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1 :]
+        try:
+            assert _decode(data, tmp_path) == before  # a space more or less
+        except StorageError:
+            continue
+
+
+def test_a_file_of_the_first_version_is_still_read(tmp_path: Path) -> None:
+    me = member(tmp_path)
+    fields = json.loads((tmp_path / IDENTITY_NAME).read_text())
+    for later in ("checksum", "generation", "former_cluster"):
+        del fields[later]
+    (tmp_path / IDENTITY_NAME).write_text(json.dumps({**fields, "version": 1}))
+
+    again = load_or_create(tmp_path).identity
+    assert (again.node_id, again.cluster_id) == (me, cluster_id_of("demo", (A,)))
+
+
+@pytest.mark.parametrize("name", [JOURNAL_NAME, SNAPSHOT_NAME])
+def test_a_damaged_log_makes_a_new_node_that_may_join_its_cluster_only(
+    name: str, tmp_path: Path
+) -> None:
+    old = member(tmp_path)
+    (tmp_path / name).write_bytes(b"what a broken disk gives back")
+    data_dir = load_or_create(tmp_path)
+    identity = data_dir.identity
+
+    assert identity.node_id != old
+    assert identity.cluster_id is None
+    assert identity.former_cluster == cluster_id_of("demo", (A,))
+    assert "is damaged" in data_dir.story
+    assert (tmp_path / f"{name}.{old[:8]}").read_bytes() == b"what a broken disk gives back"
+    data_dir.close()
+    assert load_or_create(tmp_path).identity == identity
+
+
+def test_forgetting_frees_a_node_of_its_former_cluster(tmp_path: Path) -> None:
+    member(tmp_path)
+    (tmp_path / JOURNAL_NAME).unlink()
+    data_dir = load_or_create(tmp_path)
+    assert data_dir.identity.former_cluster is not None
+    data_dir.start_over()
+
+    assert data_dir.identity.former_cluster is None
+
+
+def test_a_node_that_lost_its_log_joins_its_cluster_and_founds_none() -> None:
+    mine, other = cluster_id_of("demo", (A,)), cluster_id_of("demo", (A,), 1)
+    join = Join(mine, (A,), {}, (A,))
+    assert mine != other
+    assert bound(join, None) == bound(join, mine) == join
+    for decision in (Found((A,)), Join(other, (A,), {}, (A,), 1)):
+        assert bound(decision, None) == decision
+        assert isinstance(bound(decision, mine), Wait)
+    verdict = refusal_of(mine)
+    assert verdict is not None
+    assert not verdict.granted
+    assert refusal_of(None) is None

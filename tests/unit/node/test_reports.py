@@ -168,3 +168,13 @@ def test_what_a_node_says_of_itself_is_always_a_report() -> None:
 
     assert parse_report(own).to_map() == own
     assert len(own["problems"]) == 8
+
+
+async def test_a_member_that_says_it_cannot_vote_is_mute() -> None:
+    world = World()
+    await world.reports.handle(node(2), {**REPORT, "can_vote": False})
+    await world.reports.handle(node(3), REPORT)
+    assert world.reports.mute == {node(2)}
+
+    await world.reports.handle(node(2), REPORT)
+    assert world.reports.mute == frozenset()
