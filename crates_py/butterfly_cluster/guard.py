@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from butterfly_cluster.elections import Elections
+from butterfly_cluster.heartbeats import LearnerHeartbeats
 from butterfly_cluster.raft_codec import Message
 from butterfly_cluster.raft_core import Core
 from butterfly_cluster.raft_doors import Send
@@ -59,6 +60,7 @@ class Guard:
         self._timing, self._send_to_channel = timing, send
         self._clock = clock
         self._elections = Elections(say=self._say, clock=clock, chance=chance)
+        self._heartbeats = LearnerHeartbeats(timing, clock)
         self._heard_at = float("-inf")
         self.dropped: Counter[str] = Counter()
         self._voted: dict[int, set[NodeId]] = {}
@@ -122,6 +124,8 @@ class Guard:
         if kind == "append_entries" and "prevLogIdx" in message and message["prevLogIdx"] is None:
             self._begin_anew(peer)
             return False
+        if kind == "append_entries" and self._may_wait(peer, message):
+            return True
         if kind in _VOTES_COUNT_NOW:
             self.core.journal.sync()
         if kind == "request_vote":
@@ -140,10 +144,18 @@ class Guard:
             stamped = {**stamped, "next_node_idx": highest}
         self._acknowledgements.append((peer, stamped))
 
+    def _may_wait(self, peer: NodeId, message: Message) -> bool:
+        return peer not in self.core.others and self._heartbeats.may_wait(peer, message)
+
     def _begin_anew(self, peer: NodeId) -> None:
         """The leader lost track of what a peer needs next: its own end is a place to start."""
         self.core.expect_next(peer, self.core.last_index + 1)
         self.dropped["begin_anew"] += 1
+
+    def disconnected(self, peer: NodeId) -> None:
+        """The channel to the peer is gone."""
+        self._heartbeats.forget(peer)
+        self.core.disconnected(peer)
 
     # In.
 

@@ -176,7 +176,7 @@ class RaftNode(RaftView):
 
     def disconnected(self, peer: NodeId) -> None:
         """The channel to the peer is gone."""
-        self._core.disconnected(peer)
+        self._guard.disconnected(peer)
         self._wake.set()
 
     def heard_of_leader(self, leader: NodeId) -> None:

@@ -392,3 +392,18 @@ def test_a_stopped_node_says_so(tmp_path: Path) -> None:
             await node.propose(b"{}", timeout_seconds=1)
 
     play(tmp_path, story, 1)
+
+
+def test_a_learner_hears_news_at_once_and_no_news_seldom(tmp_path: Path) -> None:
+    async def story(cluster: Cluster) -> None:
+        await writes(cluster, ONE, 1)
+        await asyncio.sleep(1)
+        heard = cluster.network.received[TWO]
+        await asyncio.sleep(2)
+        assert cluster.network.received[TWO] - heard <= 16  # heartbeats and pings
+        assert cluster.nodes[TWO].seconds_since_leader_heard < 0.3
+        await writes(cluster, ONE, 1)
+        await asyncio.sleep(0.03)
+        assert cluster.registers[TWO].items == cluster.registers[ONE].items
+
+    play(tmp_path, story, 1, learners=1)
