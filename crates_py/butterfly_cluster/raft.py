@@ -229,9 +229,10 @@ class RaftNode(RaftView):
     def _whom_to_dial(self) -> frozenset[NodeId]:
         core = self._core
         lonely = self.seconds_since_leader_heard > 3 * self._timing.election_max_seconds
-        if core.is_voter and not lonely:
-            return frozenset(peer for peer in core.others if self._me > peer)
-        strangers = self._some_introduced() if lonely else frozenset()
+        strangers = self._some_introduced() if lonely or self.is_leader else frozenset()
+        if core.is_voter and not lonely:  # learners cannot find a leader that moved: it dials them
+            mine = frozenset(peer for peer in core.others if self._me > peer)
+            return mine | strangers - core.others - {self._me}
         return (core.others | self._rumoured | strangers) - {self._me}
 
     def _some_introduced(self) -> frozenset[NodeId]:

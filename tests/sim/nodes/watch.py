@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from tests.sim.nodes.world import Machine, World
 
 LOOK_SECONDS = 0.05
-LEASE_SECONDS = ADMISSION_LEASE_SECONDS["lan"] + 0.1
-"""Also for a follower that hears a leader which is cut off with it until that one steps down."""
+LEASE_SECONDS = ADMISSION_LEASE_SECONDS["lan"] + 0.5
+"""Also for a follower that hears a leader which is cut off with it until that one steps down; its
+last word may be a slow one (see ``Nemesis``)."""
 
 
 class Watch:
