@@ -132,11 +132,8 @@ class Consensus:
 
     def voters_heard(self, within_seconds: float) -> int:
         """How many voters are heard, this node counted when it votes."""
-        heard = (
-            voter == self._me or self.seconds_since_heard(voter) <= within_seconds
-            for voter in self.voters
-        )
-        return sum(heard)
+        away = self.voters - {self._me}
+        return len(self.voters) - sum(self.seconds_since_heard(v) > within_seconds for v in away)
 
     def join(self) -> None:
         """Begin; asking twice is harmless."""
