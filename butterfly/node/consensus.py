@@ -16,11 +16,11 @@ from butterfly.config import NodeConfig
 from butterfly.node.addresses import AddressBook
 from butterfly.node.local import Local, Problem
 from butterfly.node.replica import Replica
+from butterfly.node.settings import founding_settings
 from butterfly.node.strangers import Strangers
 from butterfly_cluster.commands import Command, encode_command
 from butterfly_cluster.founding import AskPeers, Formation, Founding
 from butterfly_cluster.founding_messages import proposal_from_map
-from butterfly_cluster.founding_sight import FoundingSettings
 from butterfly_cluster.identity import DataDir
 from butterfly_cluster.raft import LAN, WAN, ChannelLike, RaftNode, Timing
 from butterfly_cluster.registry import Directory
@@ -69,7 +69,7 @@ class Consensus:
         self._replica = replica
         self._clock, self._rng, self._sync_file = clock, rng, sync_file
         self._asked_to_join = asyncio.Event()
-        self._founding = Founding(data_dir, _founding_settings(config), directory)
+        self._founding = Founding(data_dir, founding_settings(config), directory)
         self._strangers = Strangers(
             config.cluster.cluster_name,
             cluster_id=lambda: self.cluster_id,
@@ -284,16 +284,3 @@ class Consensus:
             channel.close()
             return
         await self._raft.accept(channel)
-
-
-def _founding_settings(config: NodeConfig) -> FoundingSettings:
-    cluster = config.cluster
-    return FoundingSettings(
-        cluster_name=cluster.cluster_name,
-        address=str(config.node.advertise_address),
-        source=cluster.discovery_method,
-        quorum_size=cluster.quorum_size,
-        role=config.node.role,
-        voters_max=cluster.max_voters,
-        grace_seconds=cluster.founding_grace_seconds,
-    )

@@ -7,6 +7,7 @@ from butterfly import __version__
 from butterfly.channel import EngineSettings
 from butterfly.config import NodeConfig
 from butterfly_cluster.commands import RegisterMember
+from butterfly_cluster.founding_sight import FoundingSettings
 from butterfly_cluster.raft_timing import Timing
 from butterfly_core.ids import NodeId
 
@@ -50,4 +51,18 @@ def engine_settings(config: NodeConfig) -> EngineSettings:
         step_tokens_max=engine.step_tokens_max,
         sequences_max=engine.sequences_max,
         requests_waiting_max=engine.requests_waiting_max,
+    )
+
+
+def founding_settings(config: NodeConfig) -> FoundingSettings:
+    """What the birth of the cluster needs to know of the configuration."""
+    cluster = config.cluster
+    return FoundingSettings(
+        cluster_name=cluster.cluster_name,
+        address=str(config.node.advertise_address),
+        source=cluster.discovery_method,
+        quorum_size=cluster.quorum_size,
+        role=config.node.role,
+        voters_max=cluster.max_voters,
+        grace_seconds=cluster.founding_grace_seconds,
     )

@@ -19,7 +19,8 @@ from typing import Any
 from butterfly_cluster.durable_files import FileLock, read_if_there, write_durably
 from butterfly_cluster.founding_messages import Proposal, proposal_from_map
 from butterfly_cluster.journal_format import MAGIC, DamagedLog
-from butterfly_cluster.snapshot import JOURNAL_NAME, SNAPSHOT_NAME, check_log
+from butterfly_cluster.snapshot import JOURNAL_NAME, SNAPSHOT_NAME, read_log
+from butterfly_cluster.together import finish_replacing
 from butterfly_core.errors import ConfigError, IllegalTransition, InvalidValue, StorageError
 from butterfly_core.ids import ClusterId, NodeId, node_id_from_bytes, parse_node_id, short
 
@@ -109,7 +110,7 @@ class DataDir:
         self._lock.close()
 
     def _write(self, identity: Identity) -> None:
-        write_durably(self.path / IDENTITY_NAME, _encode(identity))
+        write_durably(self.path / IDENTITY_NAME, encode_identity(identity))
         self.identity = identity
 
 
@@ -134,6 +135,7 @@ def load_or_create(path: Path, *, random_bytes: Callable[[int], bytes] = os.uran
 
 
 def _opened(path: Path, lock: FileLock, random_bytes: Callable[[int], bytes]) -> DataDir:
+    finish_replacing(path)
     data = read_if_there(path / IDENTITY_NAME)
     if data is None:
         fresh = Identity(node_id_from_bytes(random_bytes(16)))
@@ -142,7 +144,7 @@ def _opened(path: Path, lock: FileLock, random_bytes: Callable[[int], bytes]) ->
             _set_aside(path / name, f"of-nobody-{short(fresh.node_id)}")
         opened._write(fresh)
         return opened
-    opened = DataDir(path, lock, _decode(data, path / IDENTITY_NAME))
+    opened = DataDir(path, lock, decode_identity(data, path / IDENTITY_NAME))
     has_journal = (path / JOURNAL_NAME).exists()
     if has_journal != (opened.identity.cluster_id is not None):
         if opened.identity.cluster_id is None:
@@ -151,7 +153,7 @@ def _opened(path: Path, lock: FileLock, random_bytes: Callable[[int], bytes]) ->
             opened.start_over(random_bytes, because=f"{path / JOURNAL_NAME} is missing")
     elif has_journal:
         try:
-            check_log(path)
+            read_log(path)
         except DamagedLog as error:
             opened.start_over(random_bytes, because=str(error))
     return opened
@@ -165,7 +167,8 @@ def _set_aside(path: Path, suffix: str) -> None:
         raise StorageError(f"cannot rename {path}: {error.strerror or error}") from error
 
 
-def _encode(identity: Identity) -> bytes:
+def encode_identity(identity: Identity) -> bytes:
+    """As a file: JSON with a checksum."""
     fields: dict[str, Any] = {
         "version": _VERSION,
         "generation": identity.generation,
@@ -186,7 +189,8 @@ def _checksum(fields: Mapping[str, Any]) -> str:
     return f"{zlib.crc32(json.dumps(rest, sort_keys=True).encode()):08x}"
 
 
-def _decode(data: bytes, path: Path) -> Identity:
+def decode_identity(data: bytes, path: Path) -> Identity:
+    """Read what ``encode_identity`` wrote, or its first version. Raises StorageError."""
     try:
         fields = json.loads(data)
         if fields["version"] not in (_VERSION, _VERSION_WITHOUT_CHECKSUM):

@@ -13,7 +13,7 @@ import msgpack
 
 from butterfly_cluster.durable_files import name_sync, read_if_there, write_durably
 from butterfly_cluster.journal import Entry, Journal, load_journal
-from butterfly_cluster.journal_format import DamagedLog
+from butterfly_cluster.journal_format import DamagedLog, JournalContent
 from butterfly_core.errors import InvalidValue, StorageError
 from butterfly_core.ids import NodeId, parse_node_id
 
@@ -94,11 +94,12 @@ def save_snapshot(
     write_durably(data_dir / SNAPSHOT_NAME, data, sync_file=name_sync(sync_file))
 
 
-def check_log(data_dir: Path) -> None:
-    """Read snapshot and journal without changing them. Raises StorageError, DamagedLog."""
+def read_log(data_dir: Path) -> tuple[JournalContent, Snapshot | None]:
+    """Read journal and snapshot without changing them. Raises StorageError, DamagedLog."""
     snapshot = _load(data_dir)
-    content = load_journal(data_dir / JOURNAL_NAME)
-    _must_meet([] if content is None else content.entries, snapshot, data_dir)
+    content = load_journal(data_dir / JOURNAL_NAME) or JournalContent()
+    _must_meet(content.entries, snapshot, data_dir)
+    return content, snapshot
 
 
 def open_log(data_dir: Path, sync_file: Callable[[int], None]) -> tuple[Journal, Snapshot | None]:

@@ -8,7 +8,7 @@ import pytest
 from butterfly_cluster.former_cluster import bound, refusal_of
 from butterfly_cluster.founding_messages import Proposal, cluster_id_of
 from butterfly_cluster.founding_sight import Found, Join, Wait
-from butterfly_cluster.identity import IDENTITY_NAME, _decode, load_or_create
+from butterfly_cluster.identity import IDENTITY_NAME, decode_identity, load_or_create
 from butterfly_cluster.snapshot import JOURNAL_NAME, SNAPSHOT_NAME
 from butterfly_core.errors import ConfigError, IllegalTransition, StorageError
 from butterfly_core.ids import NodeId
@@ -140,11 +140,11 @@ def member(path: Path) -> NodeId:
 def test_no_flipped_byte_makes_another_identity(flip: int, tmp_path: Path) -> None:
     member(tmp_path)
     whole = (tmp_path / IDENTITY_NAME).read_bytes()
-    before = _decode(whole, tmp_path)
+    before = decode_identity(whole, tmp_path)
     for place in range(len(whole)):
         data = whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1 :]
         try:
-            assert _decode(data, tmp_path) == before  # a space more or less
+            assert decode_identity(data, tmp_path) == before  # a space more or less
         except StorageError:
             continue
 
