@@ -27,6 +27,8 @@ class AddressBook:
         self._path = path
         self._state = state
         self._learnt: dict[NodeId, Address] = {}
+        self._met: dict[NodeId, Address] = {}
+        self._turns: dict[NodeId, int] = {}
         self._saved: dict[NodeId, Address] = {}
         try:
             stored = json.loads(path.read_text()) if path.exists() else {}
@@ -35,9 +37,28 @@ class AddressBook:
             log.warning("%s is ignored: %s", path, error)
 
     def learn(self, node_id: NodeId, address: Address) -> None:
-        """Remember where a node said it is."""
+        """Remember where a node is, as another one said."""
         if node_id in self._learnt or len(self._learnt) < _ENTRIES_MAX:
             self._learnt[node_id] = address
+
+    def meet(self, node_id: NodeId, address: Address) -> None:
+        """Remember where a node itself answered, or said that it is."""
+        self.learn(node_id, address)
+        if node_id in self._met or len(self._met) < _ENTRIES_MAX:
+            self._met[node_id] = address
+
+    def next_of(self, node_id: NodeId) -> Address:
+        """Where to dial now. Raises Unreachable when nobody said where the node is.
+
+        What is committed, what the node said and what others said may differ after a move, and
+        nobody here knows which is newest; so they take turns until one answers.
+        """
+        known = (self.of(node_id), self._met.get(node_id), self._learnt.get(node_id))
+        candidates = list(dict.fromkeys(address for address in known if address))
+        turn = self._turns.get(node_id, 0) if len(candidates) > 1 else 0
+        if len(candidates) > 1:
+            self._turns[node_id] = turn + 1
+        return candidates[turn % len(candidates)]
 
     def of(self, node_id: NodeId) -> Address:
         """Raises Unreachable when nobody said where the node is."""

@@ -18,14 +18,15 @@ from butterfly.node.local import Local, Problem
 from butterfly.node.replica import Replica
 from butterfly.node.settings import founding_settings
 from butterfly.node.strangers import Strangers
+from butterfly.node.whereabouts import Whereabouts
 from butterfly_cluster.commands import Command, encode_command
 from butterfly_cluster.founding import AskPeers, Formation, Founding
 from butterfly_cluster.founding_messages import proposal_from_map
 from butterfly_cluster.identity import DataDir
 from butterfly_cluster.raft import LAN, WAN, ChannelLike, RaftNode, Timing
 from butterfly_cluster.registry import Directory
-from butterfly_core.address import Address, parse_address
-from butterfly_core.errors import ButterflyError, NotServing
+from butterfly_core.address import parse_address
+from butterfly_core.errors import NotServing
 from butterfly_core.ids import ClusterId, NodeId
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 JOIN_PROBLEM: Final = "not_joined"
 DISK_PROBLEM: Final = "disk"
 _WATCH_SECONDS: Final = 0.5
+LOST_AFTER_ELECTIONS: Final = 2.0
+"""So many election timeouts without a leader, and this node asks around where everybody is."""
 
 
 class Peers(AskPeers, Protocol):
@@ -64,10 +67,16 @@ class Consensus:
         self._data_dir = data_dir
         self._local = local
         self._peers = peers
-        self._directory = directory
         self._addresses = addresses
         self._replica = replica
         self._clock, self._rng, self._sync_file = clock, rng, sync_file
+        self._whereabouts = Whereabouts(
+            self._me,
+            peers=peers,
+            addresses=addresses,
+            seeds=directory.seeds,
+            cluster_id=lambda: self.cluster_id,
+        )
         self._asked_to_join = asyncio.Event()
         self._founding = Founding(data_dir, founding_settings(config), directory)
         self._strangers = Strangers(
@@ -154,7 +163,7 @@ class Consensus:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(raft.run())
             tasks.create_task(self._watch_leader())
-            tasks.create_task(self._find_the_others())
+            tasks.create_task(self._whereabouts.run(self._is_lost, self._missed))
             tasks.create_task(self._strangers.run())
 
     def _make_raft(self, formation: Formation) -> RaftNode:
@@ -211,36 +220,15 @@ class Consensus:
             log.error("%s", message)
             self._local.changed.notify()
 
-    async def _find_the_others(self) -> None:
-        """While no leader is heard, ask those that the source names where everybody is.
+    def _is_lost(self) -> bool:
+        return self.leader_silent_seconds > LOST_AFTER_ELECTIONS * self.timing.election_max_seconds
 
-        Nodes that joined through one founder know only that founder, and the leader may be
-        another one; a node may also have moved while this one was away.
-        """
-        while True:
-            if self.leader is None:
-                for seed in await self._seeds():
-                    await self._learn_from(seed)
-            await asyncio.sleep(_WATCH_SECONDS)
-
-    async def _seeds(self) -> tuple[Address, ...]:
-        try:
-            return tuple(parse_address(seed) for seed in await self._directory.seeds())
-        except (ButterflyError, OSError):
-            return ()  # its source has not answered yet; /status says so
-
-    async def _learn_from(self, seed: Address) -> None:
-        try:
-            heard = await self._peers.whoami(str(seed))
-            members = {node: parse_address(where) for node, where in heard.members.items()}
-        except (ButterflyError, OSError):
-            return  # it is asked again as long as no leader is heard
-        if heard.cluster_id != self.cluster_id:
-            return
-        known = self._addresses.known()
-        for node_id, address in {**members, heard.node_id: seed}.items():
-            if node_id != self._me and (node_id not in known or address is seed):
-                self._addresses.learn(node_id, address)
+    def _missed(self) -> frozenset[NodeId]:
+        """Members that are marked down, while this node leads: they may look for it elsewhere."""
+        if self.leader != self._me:
+            return frozenset()
+        members = self._replica.state.members.values()
+        return frozenset(member.node_id for member in members if not member.alive)
 
     async def propose(self, command: Command, *, timeout_seconds: float) -> int:
         """The index of the command once it is applied here. Raises NotServing, Unreachable."""
@@ -272,7 +260,8 @@ class Consensus:
         known = {node: str(address) for node, address in self._addresses.known().items()}
         return self.voters, {**known, self._me: str(self._config.node.advertise_address)}
 
-    async def handle_whoami(self, _: NodeId, __: Mapping[str, Any]) -> Mapping[str, Any]:
+    async def handle_whoami(self, caller: NodeId, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        self._whereabouts.note_caller(caller, body)
         return self._founding.answer_whoami().to_map()
 
     async def handle_promise(self, caller: NodeId, body: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -50,7 +50,13 @@ def make_network(
         pool=pool,
         addresses=addresses,
         peers=WirePeers(
-            me, cluster_name=name, tls=tls, pool=pool, addresses=addresses, limits=limits
+            me,
+            cluster_name=name,
+            tls=tls,
+            pool=pool,
+            addresses=addresses,
+            limits=limits,
+            here=config.node.advertise_address,
         ),
         discovery=NodeDiscovery(config, me, local),
     )

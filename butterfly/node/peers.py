@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from butterfly.node.addresses import AddressBook
+from butterfly.node.whereabouts import WHERE_KEY
 from butterfly_cluster.founding_messages import (
     Proposal,
     Verdict,
@@ -11,7 +12,7 @@ from butterfly_cluster.founding_messages import (
     verdict_from_map,
     whoami_from_map,
 )
-from butterfly_core.address import parse_address
+from butterfly_core.address import Address, parse_address
 from butterfly_core.ids import NodeId
 from butterfly_wire.channel import Channel
 from butterfly_wire.dialing import dial_channel
@@ -35,16 +36,19 @@ class WirePeers:
         pool: PeerPool,
         addresses: AddressBook,
         limits: WireLimits,
+        here: Address,
     ) -> None:
+        """``here`` is where others reach this node."""
         self._me = me
         self._cluster_name = cluster_name
         self._tls = tls
         self._pool = pool
         self._addresses = addresses
         self._limits = limits
+        self._here = here
 
     async def whoami(self, address: str, /) -> WhoAmI:
-        return whoami_from_map(await self._ask(address, "whoami", {}))
+        return whoami_from_map(await self._ask(address, "whoami", {WHERE_KEY: str(self._here)}))
 
     async def promise(self, address: str, proposal: Proposal, /) -> Verdict:
         return verdict_from_map(await self._ask(address, "promise", proposal.to_map()))
@@ -56,7 +60,7 @@ class WirePeers:
     async def dial(self, peer: NodeId, /, *, timeout_seconds: float) -> Channel:
         """A channel for the log to a peer whose address is known."""
         return await dial_channel(
-            self._addresses.of(peer),
+            self._addresses.next_of(peer),
             RAFT_PURPOSE,
             self._tls,
             cluster_name=self._cluster_name,

@@ -40,3 +40,15 @@ def test_a_folder_that_cannot_be_written_does_not_stop_the_node(tmp_path: Path) 
     book.save()
 
     assert book.of(node(1)) == Address("a", 1)
+
+
+def test_where_a_node_said_it_is_takes_turns_with_what_is_committed(tmp_path: Path) -> None:
+    here, there = Address("127.0.0.1", 7001), Address("10.1.0.1", 7000)
+    book = AddressBook(tmp_path / "peers.json", lambda: committed(joined(1)))
+
+    assert [book.next_of(node(1)) for _ in range(2)] == [here, here]
+
+    book.meet(node(1), there)
+
+    assert [book.next_of(node(1)) for _ in range(3)] == [here, there, here]
+    assert book.of(node(1)) == here

@@ -1,0 +1,67 @@
+"""Nodes that come back at another address are found, whoever has to look for whom."""
+
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from tests.sim.nodes.story import is_well, run_seed
+from tests.sim.nodes.world import Plot, World
+from tests.sim.virtual_loop import run_virtually
+
+
+def play(plot: Plot, story: Callable[[World], Awaitable[None]]) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+
+        async def run() -> World:
+            world = World(1, Path(directory), plot)
+            async with world.watched():
+                for machine in world.machines:
+                    world.start(machine)
+                assert await world.until(lambda: is_well(world), 20.0)
+                await story(world)
+            return world
+
+        assert not run_virtually(run()).watch.violations
+
+
+async def move(world: World, *numbers: int) -> None:
+    """Some machines go down and come back elsewhere; the others go on as they were told."""
+    for number in numbers:
+        await world.crash(world.machines[number])
+        world.move(world.machines[number])
+    for number in numbers:
+        world.start(world.machines[number])
+
+
+def test_the_only_voter_is_found_by_workers_that_list_its_old_address() -> None:
+    async def story(world: World) -> None:
+        await move(world, 0)
+        assert await world.until(lambda: is_well(world), 30.0)
+
+    play(Plot(founders=2, lone_coordinator=True), story)
+
+
+def test_voters_that_moved_find_each_other_through_the_one_that_stayed() -> None:
+    async def story(world: World) -> None:
+        await move(world, 0, 1)
+        assert await world.until(lambda: is_well(world), 30.0)
+
+    play(Plot(founders=3), story)
+
+
+def test_a_node_that_was_away_finds_a_leader_that_moved_meanwhile() -> None:
+    async def story(world: World) -> None:
+        await world.crash(world.machines[2])
+        await move(world, 0)
+        await world.until(lambda: world.leader() is not None, 10.0)
+        world.start(world.machines[2])
+        assert await world.until(lambda: is_well(world), 30.0)
+
+    play(Plot(founders=3, source="dns", quorum_size=2), story)
+
+
+@pytest.mark.parametrize("seed", [118, 184, 200, 228, 506, 718])
+def test_stories_in_which_nodes_moved_and_were_never_found_again(seed: int) -> None:
+    assert not run_seed(seed).watch.violations
