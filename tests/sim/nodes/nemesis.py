@@ -90,24 +90,16 @@ class Nemesis:
         await asyncio.sleep(self._dice.uniform(0.0, 0.3))
         await self._kill_coordinator()
 
-    def _cut_off(self, group: list[Machine]) -> None:
-        ways = self._world.wire.ways
-        for one in group:
-            for other in self._world.machines:
-                if other not in group:
-                    ways.cut(one.name, other.name)
-                    ways.cut(other.name, one.name)
-
     async def _isolate_coordinator(self) -> None:
-        self._cut_off([self._coordinator()])
+        self._world.cut_off([self._coordinator()])
         await asyncio.sleep(self._moment())
 
     async def _isolate(self) -> None:
-        self._cut_off([self._any()])
+        self._world.cut_off([self._any()])
 
     async def _split(self) -> None:
         machines = self._world.machines
-        self._cut_off(self._dice.sample(machines, self._dice.randrange(len(machines))))
+        self._world.cut_off(self._dice.sample(machines, self._dice.randrange(len(machines))))
         await asyncio.sleep(self._moment())
 
     async def _cut_one_way(self) -> None:
@@ -154,9 +146,9 @@ class Nemesis:
         mischief.slow_seconds = self._dice.choice([0.0, 0.0, 1.5])
 
     async def _drain(self) -> None:
-        node = self._any().node
-        if node is not None:
-            node.drain()
+        machine = self._any()
+        if machine.node is not None and self._world.may_lose(machine):
+            machine.node.drain()
 
     async def _lose_disk(self) -> None:
         machine = self._any()

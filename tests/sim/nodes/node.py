@@ -15,19 +15,21 @@ from butterfly.config import NodeConfig
 from butterfly.node.addresses import AddressBook
 from butterfly.node.consensus import Consensus
 from butterfly.node.coordinator import Coordinator, policy_of
+from butterfly.node.discovery import NodeDiscovery
 from butterfly.node.effects import Effects
 from butterfly.node.engine import Engine
 from butterfly.node.links import Links
 from butterfly.node.listening import EngineEars
 from butterfly.node.local import Local
 from butterfly.node.model import ModelReader
+from butterfly.node.outlook import Outlook
 from butterfly.node.replica import Replica
 from butterfly.node.reports import Reports
 from butterfly.node.runner import Runner
 from butterfly.node.serving import HeadDesk, Ingress
-from butterfly.node.settings import admission_lease, registration_of
-from butterfly.node.status import admission_problem
+from butterfly.node.settings import registration_of
 from butterfly.node.telling import leave_cluster, tell_the_cluster
+from butterfly.node.whereabouts import WHERE_KEY
 from butterfly_cluster.commands import Command
 from butterfly_cluster.founding_messages import (
     Proposal,
@@ -41,7 +43,7 @@ from butterfly_cluster.lifecycle import DrainRequested, NodeState, Started
 from butterfly_cluster.node_duties import Facts
 from butterfly_cluster.raft import ChannelLike
 from butterfly_cluster.registry import Directory
-from butterfly_cluster.state import Assignment
+from butterfly_cluster.state import Assignment, ClusterState
 from butterfly_core.address import Address, parse_address
 from butterfly_core.errors import NotServing
 from butterfly_core.ids import NodeId
@@ -79,9 +81,10 @@ class SimPeers:
 
     def __init__(self, node: "SimNode", wire: Wire, addresses: AddressBook) -> None:
         self._node, self._wire, self._addresses = node, wire, addresses
+        self._here = {WHERE_KEY: str(node.config.node.advertise_address)}
 
     async def whoami(self, address: str, /) -> WhoAmI:
-        return whoami_from_map(await self._ask(address, "whoami", {}))
+        return whoami_from_map(await self._ask(address, "whoami", self._here))
 
     async def promise(self, address: str, proposal: Proposal, /) -> Verdict:
         return verdict_from_map(await self._ask(address, "promise", proposal.to_map()))
@@ -93,7 +96,7 @@ class SimPeers:
 
     async def dial(self, peer: NodeId, /, *, timeout_seconds: float) -> Channel:
         async with asyncio.timeout(timeout_seconds):
-            return await self._wire.dial(self._node, self._addresses.of(peer), peer)
+            return await self._wire.dial(self._node, self._addresses.next_of(peer), peer)
 
 
 class SimLinks(Links):
@@ -117,11 +120,12 @@ class SimLinks(Links):
 class WatchedReplica(Replica):
     """The product's, telling the world of each entry."""
 
-    on_applied: Callable[[int, bytes], None]
+    on_applied: Callable[[int, bytes, ClusterState], None]
 
     def apply(self, index: int, body: bytes) -> None:
+        before = self.state
         super().apply(index, body)
-        self.on_applied(index, body)
+        self.on_applied(index, body, before)
 
 
 class WatchedConsensus(Consensus):
@@ -147,7 +151,7 @@ class Surroundings:
     directory: Directory
     pipeline_problem: Callable[[int], str | None]
     link_problem: Callable[["SimNode", int], str | None]
-    on_applied: Callable[["SimNode", int, bytes], None]
+    on_applied: Callable[["SimNode", int, bytes, ClusterState], None]
     on_wish: Callable[["SimNode", Command], None]
 
 
@@ -168,10 +172,13 @@ class SimNode:
         self.policy = policy_of(config)
         self.local = Local(Facts(registration_of(config, self.node_id)))
         self.replica = WatchedReplica(self.local.changed)
-        self.replica.on_applied = lambda index, body: around.on_applied(self, index, body)
+        self.replica.on_applied = lambda index, body, before: around.on_applied(
+            self, index, body, before
+        )
         self.left = asyncio.Event()
         self.spawned: set[asyncio.Future[None]] = set()
-        self.ended = False
+        self.newest_applied = (0, 0)
+        """Index and epoch."""
         self._make_parts()
         self.handlers: Mapping[str, Handler] = {
             "whoami": self.consensus.handle_whoami,
@@ -244,6 +251,14 @@ class SimNode:
 
     def _make_decisions(self, engine: Engine, models: ModelReader, desk: HeadDesk) -> None:
         me, local, replica = self.node_id, self.local, self.replica
+        self.outlook = Outlook(
+            me,
+            self.config,
+            consensus=self.consensus,
+            replica=replica,
+            reports=lambda: self.reports,
+            discovery=cast(NodeDiscovery, None),
+        )
         self.effects = Effects(
             me,
             local,
@@ -279,7 +294,6 @@ class SimNode:
             if living.done():
                 living.result()
         finally:
-            self.ended = True
             everything: list[asyncio.Future[Any]] = [living, leaving, *self.spawned]
             for task in everything:
                 task.cancel()
@@ -326,16 +340,7 @@ class SimNode:
         self.addresses.save()
 
     def admission_problem(self) -> str | None:
-        lease = admission_lease(self.config, self.consensus.timing)
-        return admission_problem(
-            self.replica.state,
-            self.policy,
-            joined=self.consensus.joined,
-            leader_silent_seconds=self.consensus.leader_silent_seconds,
-            lease=lease,
-            voters=len(self.consensus.voters),
-            voters_heard=self.consensus.voters_heard(lease),
-        )
+        return self.outlook.admission_problem()
 
     @property
     def admits(self) -> bool:

@@ -2,13 +2,16 @@
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from butterfly.config.schema import ADMISSION_LEASE_SECONDS
 from butterfly_cluster.commands import (
     ActAsCoordinator,
+    AssignLayers,
     Command,
     Ordered,
+    decode_command,
     encode_command,
 )
 from butterfly_cluster.state import AssignedStage, ClusterState
@@ -34,7 +37,7 @@ class Watch:
         self.cluster_ids: set[str] = set()
         self.applied: dict[int, tuple[bytes, int]] = {}
         """By index: the entry, and the epoch that it made."""
-        self._newest_epoch: dict[int, tuple[int, int]] = {}
+        self._plans: dict[int, tuple[AssignedStage, ...]] = {}
         self._leaders: dict[int, NodeId] = {}
         self._cut_off_since: dict[str, float] = {}
         self._wishes: dict[bytes, list[tuple[float, str]]] = {}
@@ -63,21 +66,43 @@ class Watch:
             wish = (self._world.now, node.machine)
             self._wishes.setdefault(encode_command(command), []).append(wish)
 
-    def note_applied(self, node: SimNode, index: int, body: bytes) -> None:
+    def note_applied(self, node: SimNode, index: int, body: bytes, before: ClusterState) -> None:
         epoch = node.replica.state.epoch
         known = self.applied.get(index)
         if known is None:
             self.applied[index] = (body, epoch)
             self._check_wishers(index, body)
+            self._check_entry(index, decode_command(body), before, node.replica.state)
         elif known != (body, epoch):
             self.violate(f"{node.machine} applied something else than others at {index}")
-        before = self._newest_epoch.get(id(node), (0, 0))
-        if index <= before[0] or epoch < before[1]:
+        self._check_plan(node)
+        newest = node.newest_applied
+        if index <= newest[0] or epoch < newest[1]:
             self.violate(
-                f"{node.machine} goes from entry {before[0]}, epoch {before[1]} "
+                f"{node.machine} goes from entry {newest[0]}, epoch {newest[1]} "
                 f"to entry {index}, epoch {epoch}"
             )
-        self._newest_epoch[id(node)] = (index, epoch)
+        node.newest_applied = (index, epoch)
+
+    def _check_entry(
+        self, index: int, command: Command, before: ClusterState, after: ClusterState
+    ) -> None:
+        """An entry of another epoch, or of a coordinator that does not act, changes nothing."""
+        order = command.order if isinstance(command, Ordered) else command
+        epoch = getattr(order, "epoch", None)
+        expected = before.epoch + isinstance(order, AssignLayers)
+        stale = epoch is not None and epoch != expected
+        deposed = isinstance(command, Ordered) and command.by != before.acting
+        if (stale or deposed) and replace(after, index=before.index) != before:
+            self.violate(f"entry {index} changed the state out of its time: {command}")
+
+    def _check_plan(self, node: SimNode) -> None:
+        """An epoch is one placement, for ever."""
+        assignment = node.replica.state.assignment
+        if assignment is not None:
+            known = self._plans.setdefault(assignment.epoch, assignment.stages)
+            if known != assignment.stages:
+                self.violate(f"{node.machine} has a second plan of epoch {assignment.epoch}")
 
     def _check_wishers(self, index: int, body: bytes) -> None:
         """Somebody who was not cut off when the entry was first seen committed wished for it."""

@@ -22,7 +22,6 @@ from butterfly.config.schema import (
 from butterfly_cluster.founding_sight import SourceName
 from butterfly_cluster.registry import Directory
 from butterfly_core.address import Address
-from butterfly_core.errors import ButterflyError
 from butterfly_core.ids import NodeId
 from tests.sim.nodes.engines import Mischief
 from tests.sim.nodes.node import SimNode, Surroundings
@@ -180,7 +179,7 @@ class World:
         try:
             await node.run()
             self.tell(f"{machine.name} left")
-        except* ButterflyError as group:
+        except* Exception as group:  # noqa: BLE001 - whatever ends a node is found out
             self.watch.violate(f"{machine.name} ended by itself: {group.exceptions}")
         finally:
             self.wire.drop(node, silently=False)
@@ -279,18 +278,34 @@ class World:
             if self.dice.random() < self.plot.promise_strike_share:
                 asked = self.node_of(caller)
                 victim = asked if asked and self.dice.random() < 0.5 else node
-                self.in_background(self._crash_after_a_moment(self.machine_of(victim)))
+                self.in_background(self._strike_after_a_moment(self.machine_of(victim)))
             return verdict
 
         return promise
 
-    async def _crash_after_a_moment(self, machine: Machine) -> None:
+    async def _strike_after_a_moment(self, machine: Machine) -> None:
+        """Kill the machine, or cut it off from all others for a while."""
         await asyncio.sleep(self.dice.choice([0.0, 0.002, 0.02]))
-        await self.crash(machine, silently=self.dice.random() < 0.5)
+        if self.dice.random() < 0.5:
+            await self.crash(machine, silently=self.dice.random() < 0.5)
+            return
+        self.tell(f"{machine.name} is cut off after a promise")
+        self.cut_off([machine])
+        await asyncio.sleep(self.dice.choice([1.0, 4.0, 8.0]))
+        self.wire.ways.heal()
+
+    def cut_off(self, group: list[Machine]) -> None:
+        """Nothing gets through between these machines and the others."""
+        for one in group:
+            for other in self.machines:
+                if other not in group:
+                    self.wire.ways.cut(one.name, other.name)
+                    self.wire.ways.cut(other.name, one.name)
 
     @property
     def _seeds(self) -> tuple[Address, ...]:
-        return tuple(_address(number, 0) for number in range(self.plot.founders))
+        """As the operator keeps them: who starts now is told of every move."""
+        return tuple(machine.address for machine in self.machines[: self.plot.founders])
 
     def _directory(self, machine: Machine) -> Directory:
         if self.plot.source == "static":
@@ -304,7 +319,7 @@ class World:
         seeds = self._seeds if plot.source == "static" else ()
         if plot.lone_coordinator:
             role = "coordinator" if machine.number == 0 else "worker"
-            seeds = () if machine.number == 0 else (_address(0, 0),)
+            seeds = () if machine.number == 0 else self._seeds[:1]
         return NodeConfig(
             cluster=ClusterSection(
                 cluster_name="sim",
