@@ -34,7 +34,7 @@ def test_the_same_seed_is_the_same_story_in_every_process() -> None:
             env={
                 **os.environ,
                 "PYTHONHASHSEED": hash_seed,
-                "PYTHONPATH": os.pathsep.join(sys.path),
+                "PYTHONPATH": path,
             },
             capture_output=True,
             check=True,
