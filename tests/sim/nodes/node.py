@@ -47,6 +47,7 @@ from butterfly_cluster.state import Assignment, ClusterState
 from butterfly_core.address import Address, parse_address
 from butterfly_core.errors import NotServing
 from butterfly_core.ids import NodeId
+from butterfly_wire.identity import TlsIdentity
 from butterfly_wire.listener import PeerListener
 from butterfly_wire.pool import PeerPool
 from butterfly_wire.tickets import DataTicket
@@ -258,6 +259,7 @@ class SimNode:
             replica=replica,
             reports=lambda: self.reports,
             discovery=cast(NodeDiscovery, None),
+            tls=cast(TlsIdentity, None),
         )
         self.effects = Effects(
             me,
