@@ -98,6 +98,8 @@ def _next(operations: list[Operation], done: int, state: Value) -> list[tuple[in
             break
         first_return = min(first_return, operation.returned)
         fits, state_after = after(operation, state)
+        if fits and state_after == state and operation.returned < math.inf:
+            return [(done | 1 << number, state)]  # it changes nothing: never worse than later
         if fits:
             found.append((done | 1 << number, state_after))
     return found
