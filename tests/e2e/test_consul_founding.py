@@ -89,6 +89,7 @@ def test_nodes_found_one_cluster_that_does_not_need_consul_any_more(
         cluster.wait(lambda: sizes(founders) == {FOUNDERS}, "three members at every node")
         (cluster_id,) = ids(founders)
         assert claim(consul)["candidate"] in {node.status()["node_id"] for node in founders}
+        cluster.wait(lambda: claim(consul)["cluster_id"] == cluster_id, "the claim names it")
 
         consul.kill()
         cluster.wait(
