@@ -1,0 +1,92 @@
+"""Coordinators that are paused or die, and voters that follow: whole nodes on virtual time."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from butterfly_cluster.commands import Ordered, ReportPlanProblem
+from butterfly_cluster.state import Acting
+from butterfly_core.ids import NodeId
+from tests.sim.nodes.node import SimNode
+from tests.sim.nodes.story import is_well
+from tests.sim.nodes.world import Plot, World
+from tests.sim.virtual_loop import run_virtually
+
+
+def play(directory: Path, story: Callable[[World], Awaitable[None]], plot: Plot) -> None:
+    async def run() -> World:
+        world = World(5, directory, plot)
+        async with world.watched():
+            for machine in world.machines:
+                world.start(machine)
+            assert await world.until(lambda: is_well(world), 60.0)
+            await story(world)
+            world.watch.look()
+        return world
+
+    world = run_virtually(run())
+    assert not world.watch.violations
+
+
+def acting(world: World, node: SimNode) -> Acting:
+    found = node.replica.state.acting
+    assert found is not None
+    return found
+
+
+def test_a_coordinator_that_was_paused_gives_no_order_when_it_wakes_up(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        old = world.leader()
+        assert old is not None
+        before = acting(world, old)
+        machine = world.machine_of(old)
+        other = next(node for node in world.running if node is not old)
+        world.pause(machine)
+        assert await world.until(lambda: acting(world, other).node_id != old.node_id, 10.0)
+        world.resume(machine)
+        order = ReportPlanProblem("a late wish")
+        await old.consensus.propose(Ordered(before, order), timeout_seconds=10.0)
+        assert await world.until(lambda: is_well(world), 60.0)
+        for node in world.running:
+            assert node.replica.state.plan_problem != "a late wish"
+            assert acting(world, node).term > before.term
+        assert old.replica.rejected_total >= 1
+
+    play(tmp_path, story, Plot(founders=3))
+
+
+def test_a_node_whose_process_ended_is_judged_dead_at_once(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        leader = world.leader()
+        assert leader is not None
+        victim = next(node for node in world.running if node is not leader)
+        gone, since = victim.node_id, world.now
+        await world.crash(world.machine_of(victim))
+        assert await world.until(lambda: not leader.replica.state.members[gone].alive, 10.0)
+        assert world.now - since < 1.5
+
+    play(tmp_path, story, Plot(founders=3))
+
+
+def test_a_dead_voter_is_replaced_by_a_learner_and_stays_one_when_it_returns(
+    tmp_path: Path,
+) -> None:
+    async def story(world: World) -> None:
+        leader = world.leader()
+        assert leader is not None
+        assert await world.until(lambda: len(leader.consensus.voters) == 3, 20.0)
+        voters = leader.consensus.voters
+        gone: NodeId = min(voters - {leader.node_id})
+        victim = world.node_of(gone)
+        assert victim is not None
+        machine = world.machine_of(victim)
+        await world.crash(machine)
+        assert await world.until(lambda: gone not in leader.consensus.voters, 60.0)
+        assert await world.until(lambda: len(leader.consensus.voters) == 3, 20.0)
+        world.start(machine)
+        assert await world.until(lambda: is_well(world), 60.0)
+        await asyncio.sleep(30.0)
+        assert gone not in leader.consensus.voters
+        assert len(leader.consensus.voters) == 3
+
+    play(tmp_path, story, Plot(founders=4, max_voters=3))
