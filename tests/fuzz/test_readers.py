@@ -107,7 +107,7 @@ def test_a_map_with_any_other_value_is_read_or_refused(name: str, choice: st.Dat
 
 
 def test_a_short_guided_run_breaks_nothing(tmp_path: Path) -> None:
-    need(find_spec("atheris") is not None, "atheris (pip install -e .[fuzz])")
+    need(find_spec("atheris") is not None, "atheris, of the development environment")
     ran = subprocess.run(
         [str(ROOT / "tools" / "fuzz" / "run.sh"), "1"],
         env={**os.environ, "FUZZ_DIR": str(tmp_path)},

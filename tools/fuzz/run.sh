@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fuzz every reader of foreign bytes for so many seconds each: tools/fuzz/run.sh SECONDS [TARGET...]
-# Needs atheris (pip install -e .[fuzz]). The corpus grows in $FUZZ_DIR (default: build/fuzz); an input
+# Needs atheris (in the development environment). The corpus grows in $FUZZ_DIR (default: build/fuzz); an input
 # that breaks a target is kept there, and ends the run with an error.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
