@@ -78,7 +78,12 @@ class Consensus:
             cluster_id=lambda: self.cluster_id,
         )
         self._asked_to_join = asyncio.Event()
-        self._founding = Founding(data_dir, founding_settings(config), directory)
+        self._founding = Founding(
+            data_dir,
+            founding_settings(config),
+            directory,
+            remembered=lambda: frozenset(map(str, addresses.known().values())),
+        )
         self._strangers = Strangers(
             config.cluster.cluster_name,
             cluster_id=lambda: self.cluster_id,

@@ -64,7 +64,7 @@ def decide(me: NodeId, settings: FoundingSettings, sight: Sight) -> Decision:
             "seed_nodes is empty: a worker joins through a seed; name at least one node, "
             "or give one node the role coordinator"
         )
-    found = _claimed(settings, sight, _formed(settings, sight))
+    found = _claimed(settings, sight, formed(settings, sight))
     if found is not None:
         return found
     if settings.is_dynamic and len(set(sight.seeds)) < settings.quorum_size:
@@ -81,9 +81,10 @@ def decide(me: NodeId, settings: FoundingSettings, sight: Sight) -> Decision:
     return _found_or_wait(me, settings, sight)
 
 
-def _formed(settings: FoundingSettings, sight: Sight) -> Join | Wait | None:
-    formed = [answer for answer in sight.heard if answer.cluster_id is not None]
-    for answer in formed:
+def formed(settings: FoundingSettings, sight: Sight) -> Join | Wait | None:
+    """The cluster that is there, by those who answered; None when nobody belongs to one."""
+    belonging = [answer for answer in sight.heard if answer.cluster_id is not None]
+    for answer in belonging:
         if answer.cluster_name != settings.cluster_name:
             return Wait(_other_name(settings, answer), alarming=True)
         if answer.cluster_id != cluster_id_of(
@@ -94,7 +95,7 @@ def _formed(settings: FoundingSettings, sight: Sight) -> Join | Wait | None:
                 "its first voters; is it of another version?",
                 alarming=True,
             )
-    ids = {str(answer.cluster_id): answer.address for answer in formed}
+    ids = {str(answer.cluster_id): answer.address for answer in belonging}
     if len(ids) > 1:
         named = ", ".join(f"{name} (at {address})" for name, address in sorted(ids.items()))
         return Wait(
@@ -102,13 +103,13 @@ def _formed(settings: FoundingSettings, sight: Sight) -> Join | Wait | None:
             "they never merge. Decide which one stays, and start the others' nodes anew",
             alarming=True,
         )
-    if not formed:
+    if not belonging:
         return None
-    members = {node: where for answer in formed for node, where in answer.members.items()}
-    members |= {answer.node_id: answer.address for answer in formed}
-    voters = sorted({voter for answer in formed for voter in answer.voters})
-    founders = tuple(sorted(formed[0].founders))
-    generation = formed[0].generation
+    members = {node: where for answer in belonging for node, where in answer.members.items()}
+    members |= {answer.node_id: answer.address for answer in belonging}
+    voters = sorted({voter for answer in belonging for voter in answer.voters})
+    founders = tuple(sorted(belonging[0].founders))
+    generation = belonging[0].generation
     cluster_id = cluster_id_of(settings.cluster_name, founders, generation)
     return Join(cluster_id, founders, members, tuple(voters), generation)
 

@@ -9,15 +9,16 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from butterfly_cluster.bootstrap import decide, promises_needed
 from butterfly_cluster.claims import Claim, Claims
-from butterfly_cluster.former_cluster import bound, refusal_of
+from butterfly_cluster.former_cluster import refusal_of, way_back
 from butterfly_cluster.founding_messages import Proposal, Verdict, WhoAmI
 from butterfly_cluster.founding_questions import ASK_SECONDS, AskPeers, ask_all, ask_promise, told
 from butterfly_cluster.founding_sight import (
     Answers,
+    Decision,
+    Formation,
     Found,
     FoundingSettings,
     Join,
@@ -37,20 +38,6 @@ ROUND_SECONDS = 0.5
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Formation:
-    """The cluster this node belongs to.
-
-    ``voters`` is its first configuration, for ``RaftNode(voters=...)``; ``members`` is where
-    nodes were said to be when this node joined (empty after a restart: ask the state).
-    """
-
-    cluster_id: ClusterId
-    voters: frozenset[NodeId]
-    learner: bool
-    members: Mapping[NodeId, str]
-
-
 View = Callable[[], tuple[frozenset[NodeId], Mapping[NodeId, str]]]
 """Of a running node: who votes now, and the members' addresses."""
 
@@ -58,8 +45,18 @@ View = Callable[[], tuple[frozenset[NodeId], Mapping[NodeId, str]]]
 class Founding:
     """One node's way into a cluster, and its answers to others who are on theirs."""
 
-    def __init__(self, data_dir: DataDir, settings: FoundingSettings, directory: Directory) -> None:
-        """Raises ConfigError when the directory belongs to a cluster of another name."""
+    def __init__(
+        self,
+        data_dir: DataDir,
+        settings: FoundingSettings,
+        directory: Directory,
+        *,
+        remembered: Callable[[], frozenset[str]] = frozenset,
+    ) -> None:
+        """``remembered``: where members of its cluster were, for a node that lost its log.
+
+        Raises ConfigError when the directory belongs to a cluster of another name.
+        """
         identity = data_dir.identity
         if identity.cluster_name not in (None, settings.cluster_name):
             raise ConfigError(
@@ -71,6 +68,7 @@ class Founding:
         self._seeds: tuple[str, ...] = ()
         self._gathered_at: float | None = None
         self._registry = Registry(directory)
+        self._remembered = remembered
         self.view: View | None = None
         self.state = Wait("the expected founders were not asked yet")
 
@@ -86,6 +84,10 @@ class Founding:
             return None
         founders = frozenset(identity.founders)
         return Formation(identity.cluster_id, founders, self.me not in founders, {})
+
+    @property
+    def _former(self) -> ClusterId | None:
+        return self._data_dir.identity.former_cluster
 
     # Answers to others.
 
@@ -117,7 +119,7 @@ class Founding:
         if caller != proposal.candidate:
             return Verdict(False, "a node asks for promises for itself only")
         identity = self._data_dir.identity
-        verdict = refusal_of(identity.former_cluster) or consider(
+        verdict = refusal_of(self._former) or consider(
             proposal,
             self.me,
             self._settings,
@@ -156,12 +158,13 @@ class Founding:
         if seeds != self._seeds:
             self._seeds, self._gathered_at = seeds, None
         # a promise outlives the list it was given for: its candidate must still be heard
-        heard = await ask_all(ask, {*seeds, *(held.seeds if held else ())})
+        places = {*seeds, *(self._remembered() if self._former else ())}
+        heard = await ask_all(ask, {*places, *(held.seeds if held else ())})
         self._forget_what_was_dropped(held, claim, heard)
         answers = {
             address: answer
             for address, answer in heard.items()
-            if address in seeds or (isinstance(answer, WhoAmI) and answer.cluster_id)
+            if address in places or (isinstance(answer, WhoAmI) and answer.cluster_id)
         }
         sight = Sight(
             seeds,
@@ -186,19 +189,21 @@ class Founding:
             self._data_dir.remember_promise(None)
 
     async def _act(self, ask: AskPeers, sight: Sight) -> Formation | None:
-        decision = bound(
-            decide(self.me, self._settings, sight), self._data_dir.identity.former_cluster
-        )
-        match decision:
-            case Join():
+        match self._decide(sight):
+            case Join() as decision:
                 return self._join(decision)
-            case Wait():
+            case Wait() as decision:
                 self._wait(decision)
-            case TakeClaim():
-                await self._take_claim(decision.replacing)
-            case Found():
-                return await self._found(ask, decision.voters)
+            case TakeClaim(replacing):
+                await self._take_claim(replacing)
+            case Found(voters):
+                return await self._found(ask, voters)
         return None
+
+    def _decide(self, sight: Sight) -> Decision:
+        if self._former is not None:
+            return way_back(self._former, self._settings, sight)
+        return decide(self.me, self._settings, sight)
 
     async def _take_claim(self, replacing: Claim | None) -> None:
         try:

@@ -29,6 +29,20 @@ class FoundingSettings:
         return self.source != "static"
 
 
+@dataclass(frozen=True, slots=True)
+class Formation:
+    """The cluster this node belongs to.
+
+    ``voters`` is its first configuration, for ``RaftNode(voters=...)``; ``members`` is where
+    nodes were said to be when this node joined (empty after a restart: ask the state).
+    """
+
+    cluster_id: ClusterId
+    voters: frozenset[NodeId]
+    learner: bool
+    members: Mapping[NodeId, str]
+
+
 Answers = Mapping[str, WhoAmI | str]
 """By address: the answer, or why there is none."""
 

@@ -36,13 +36,19 @@ class Town:
         *,
         coordinator: bool = False,
         number: int | None = None,
+        remembered: frozenset[str] = frozenset(),
     ) -> Founding:
         directory = self._directory / address.replace(":", "-")
         made = bytes([number if number is not None else ord(address[0])] * 16)
         data_dir = load_or_create(directory, random_bytes=lambda _: made)
         self._data_dirs.append(data_dir)
         role: Literal["worker", "coordinator"] = "coordinator" if coordinator else "worker"
-        founding = Founding(data_dir, FoundingSettings("demo", address, role=role), Listed(*seeds))
+        founding = Founding(
+            data_dir,
+            FoundingSettings("demo", address, role=role),
+            Listed(*seeds),
+            remembered=lambda: remembered,
+        )
         self.nodes[address] = founding
         return founding
 
@@ -111,6 +117,37 @@ def test_a_coordinator_founds_alone_and_workers_join_it(town: Town) -> None:
     assert len({formation.cluster_id for formation in formations}) == 1
     assert [formation.learner for formation in formations] == [False, True, True]
     assert formations[1].members == {lone.me: "a:1"}
+
+
+def test_a_lone_coordinator_that_lost_its_log_finds_its_cluster_by_who_it_remembers(
+    town: Town,
+) -> None:
+    town.node("a:1", (), coordinator=True)
+    town.node("b:1", ("a:1",))
+    before, _ = run_virtually(all_form(town, "a:1", "b:1"))
+    town.stop_all()
+    (town.nodes["a:1"]._data_dir.path / "raft.journal").unlink()
+    town.node("b:1", ("a:1",))
+    again = town.node("a:1", (), coordinator=True, number=7, remembered=frozenset({"b:1"}))
+    (after,) = run_virtually(all_form(town, "a:1"))
+
+    assert after.cluster_id == before.cluster_id
+    assert after.learner
+    assert again.me not in after.voters
+
+
+def test_a_lone_coordinator_that_lost_its_log_founds_nothing_when_nobody_answers(
+    town: Town,
+) -> None:
+    town.node("a:1", (), coordinator=True)
+    run_virtually(all_form(town, "a:1"))
+    town.stop_all()
+    (town.nodes["a:1"]._data_dir.path / "raft.journal").unlink()
+    again = town.node("a:1", (), coordinator=True, number=7)
+    run_virtually(look_around(town, "a:1"))
+
+    assert again.formation() is None
+    assert "--forget" in again.state.reason
 
 
 def test_three_equal_nodes_found_one_cluster_together(town: Town) -> None:

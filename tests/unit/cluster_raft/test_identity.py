@@ -5,9 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from butterfly_cluster.former_cluster import bound, refusal_of
 from butterfly_cluster.founding_messages import Proposal, cluster_id_of
-from butterfly_cluster.founding_sight import Found, Join, Wait
 from butterfly_cluster.identity import IDENTITY_NAME, decode_identity, load_or_create
 from butterfly_cluster.snapshot import JOURNAL_NAME, SNAPSHOT_NAME
 from butterfly_core.errors import ConfigError, IllegalTransition, StorageError
@@ -186,17 +184,3 @@ def test_forgetting_frees_a_node_of_its_former_cluster(tmp_path: Path) -> None:
     data_dir.start_over()
 
     assert data_dir.identity.former_cluster is None
-
-
-def test_a_node_that_lost_its_log_joins_its_cluster_and_founds_none() -> None:
-    mine, other = cluster_id_of("demo", (A,)), cluster_id_of("demo", (A,), 1)
-    join = Join(mine, (A,), {}, (A,))
-    assert mine != other
-    assert bound(join, None) == bound(join, mine) == join
-    for decision in (Found((A,)), Join(other, (A,), {}, (A,), 1)):
-        assert bound(decision, None) == decision
-        assert isinstance(bound(decision, mine), Wait)
-    verdict = refusal_of(mine)
-    assert verdict is not None
-    assert not verdict.granted
-    assert refusal_of(None) is None
