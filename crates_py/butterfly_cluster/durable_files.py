@@ -54,6 +54,35 @@ def read_if_there(path: Path) -> bytes | None:
         raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
 
 
+def is_there(path: Path) -> bool:
+    """True when there is such a file. Raises StorageError when that cannot be known."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+    return True
+
+
+def make_directory(path: Path, mode: int = 0o700) -> None:
+    """Make a directory that is there after a power cut too; one that is there is fine.
+
+    Raises OSError. Where the directory above may not be read, somebody else made this one.
+    """
+    made = [parent for parent in (path, *path.parents) if not parent.exists()]
+    path.mkdir(mode=mode, parents=True, exist_ok=True)
+    for directory in {path, *made}:
+        with contextlib.suppress(PermissionError):
+            sync_directory(directory.parent)
+
+
+def close_quietly(descriptor: int) -> None:
+    """Close what was synced, or is given up; Linux frees the number whatever it answers."""
+    with contextlib.suppress(OSError):
+        os.close(descriptor)
+
+
 def sync_directory(directory: Path, sync_file: Callable[[int], None] = os.fsync) -> None:
     """Force new and renamed names in the directory to the disk. Raises OSError."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
@@ -83,6 +112,6 @@ class FileLock:
 
     def close(self) -> None:
         """Let go; safe to call twice."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            close_quietly(descriptor)

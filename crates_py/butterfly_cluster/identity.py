@@ -7,6 +7,7 @@ node remembers the cluster it was of: it joins that one, and neither founds anot
 promises to, because what it promised is forgotten.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -16,7 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from butterfly_cluster.durable_files import FileLock, read_if_there, write_durably
+from butterfly_cluster.durable_files import (
+    FileLock,
+    is_there,
+    make_directory,
+    read_if_there,
+    write_durably,
+)
 from butterfly_cluster.founding_messages import Proposal, proposal_from_map
 from butterfly_cluster.journal_format import MAGIC, DamagedLog
 from butterfly_cluster.snapshot import JOURNAL_NAME, SNAPSHOT_NAME, read_log
@@ -48,13 +55,18 @@ class Identity:
 
 
 class DataDir:
-    """A locked data directory. Every change is on the disk when its method returns."""
+    """A locked data directory. Every change is on the disk when its method returns.
+
+    After a write that failed nobody knows what is there. The ``problem`` stays until the process
+    ends: nothing is written, so nothing is promised, any more.
+    """
 
     def __init__(self, path: Path, lock: FileLock, identity: Identity) -> None:
         self.path, self._lock = path, lock
         self.identity = identity
         self.replaced: NodeId | None = None
         self.replaced_because = ""
+        self.problem: StorageError | None = None
 
     def remember_promise(self, promise: Proposal | None) -> None:
         """Give a promise, or take back one that was released. Raises StorageError."""
@@ -88,7 +100,8 @@ class DataDir:
         for name in (JOURNAL_NAME, SNAPSHOT_NAME):
             _set_aside(self.path / name, suffix)
         fresh = node_id_from_bytes(random_bytes(16))
-        self._write(Identity(fresh, former_cluster=former))
+        promise = self.identity.promise if because else None
+        self._write(Identity(fresh, former_cluster=former, promise=promise))
         _log.error("%s", self.story)
 
     @property
@@ -109,8 +122,19 @@ class DataDir:
         """Let another process use the directory."""
         self._lock.close()
 
+    def write_anew(self) -> None:
+        """Write what was read: an earlier process may have failed to sync it. Never raises."""
+        with contextlib.suppress(StorageError):  # it is the problem then
+            self._write(self.identity)
+
     def _write(self, identity: Identity) -> None:
-        write_durably(self.path / IDENTITY_NAME, encode_identity(identity))
+        if self.problem is not None:
+            raise self.problem
+        try:
+            write_durably(self.path / IDENTITY_NAME, encode_identity(identity))
+        except StorageError as error:
+            self.problem = error
+            raise
         self.identity = identity
 
 
@@ -120,7 +144,7 @@ def load_or_create(path: Path, *, random_bytes: Callable[[int], bytes] = os.uran
     Raises ConfigError (in use, cannot be made) and StorageError (damaged).
     """
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(path)
     except OSError as error:
         raise ConfigError(
             f"data_dir {path} cannot be made: {error.strerror or error}; "
@@ -145,23 +169,36 @@ def _opened(path: Path, lock: FileLock, random_bytes: Callable[[int], bytes]) ->
         opened._write(fresh)
         return opened
     opened = DataDir(path, lock, decode_identity(data, path / IDENTITY_NAME))
-    has_journal = (path / JOURNAL_NAME).exists()
-    if has_journal != (opened.identity.cluster_id is not None):
-        if opened.identity.cluster_id is None:
-            _set_aside(path / JOURNAL_NAME, short(opened.identity.node_id))
-        else:
-            opened.start_over(random_bytes, because=f"{path / JOURNAL_NAME} is missing")
-    elif has_journal:
-        try:
-            read_log(path)
-        except DamagedLog as error:
-            opened.start_over(random_bytes, because=str(error))
+    because = _why_not_as_before(path, opened.identity)
+    if because:
+        opened.start_over(random_bytes, because=because)
+        return opened
+    if opened.identity.cluster_id is None:
+        for name in (JOURNAL_NAME, SNAPSHOT_NAME):
+            _set_aside(path / name, short(opened.identity.node_id))
+    opened.write_anew()
     return opened
+
+
+def _why_not_as_before(path: Path, identity: Identity) -> str:
+    """What happened to the log, if this id must not be used with it; empty when nothing."""
+    journal = read_if_there(path / JOURNAL_NAME)
+    if identity.cluster_id is None:
+        # a crash while joining leaves a bare one; another one has voted, for whom is not known
+        unused = journal is None or journal == MAGIC
+        return "" if unused else f"{path / IDENTITY_NAME} is older than {path / JOURNAL_NAME}"
+    if journal is None:
+        return f"{path / JOURNAL_NAME} is missing"
+    try:
+        read_log(path)
+    except DamagedLog as error:
+        return str(error)
+    return ""
 
 
 def _set_aside(path: Path, suffix: str) -> None:
     try:
-        if path.exists():
+        if is_there(path):
             path.rename(path.with_name(f"{path.name}.{suffix}"))
     except OSError as error:
         raise StorageError(f"cannot rename {path}: {error.strerror or error}") from error

@@ -15,7 +15,13 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from butterfly_cluster.durable_files import FileLock, name_sync, read_if_there, write_durably
+from butterfly_cluster.durable_files import (
+    FileLock,
+    close_quietly,
+    name_sync,
+    read_if_there,
+    write_durably,
+)
 from butterfly_cluster.journal_format import (
     MAGIC,
     DamagedLog,
@@ -176,9 +182,9 @@ class Journal:
         self._commit_index_written = self.commit_index
 
     def _close_file(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            close_quietly(descriptor)
 
     def _record(self, record: bytes) -> None:
         self._must_be_open()

@@ -1,10 +1,15 @@
 """The bytes of a journal, and what they say: records behind a magic, each checked by itself.
 
-A record is ``length, crc32, type, payload``: an entry, a truncation, the node's term, vote and
-commit index, or a clear. A write that a power cut tore ends too early or holds a stretch that
-was never written (zeros): it was never acknowledged, and is cut. Anything else that does not
-fit was on the disk once and has changed since: ``DamagedLog``. (etcd's ``wal/decoder.go`` tells
-them apart in the same way.)
+A record is ``length, type, crc32 of the payload, crc32 of these three, payload``: an entry, a
+truncation, the node's term, vote and commit index, or a clear. A write that a power cut tore
+ends too early, behind a header that is sound, or holds a stretch that was never written
+(zeros): it was never acknowledged, and is cut. Anything else that does not fit was on the disk
+once and has changed since: ``DamagedLog``. (etcd's ``wal/decoder.go`` tells them apart by the
+zeros as well.)
+
+What cannot be told: a disk that takes away, or fills with zeros, the last records that it had
+said were safe. Raft assumes that no disk does (Ongaro's thesis, 3.8); a snapshot or an entry
+of a later term shows it at the next start (``snapshot``).
 """
 
 import struct
@@ -15,10 +20,11 @@ from typing import NamedTuple
 
 from butterfly_core.errors import StorageError
 
-MAGIC = b"BFLYJ002"
+MAGIC = b"BFLYJ003"
 RECORD_BYTES_MAX = 1 << 24
-_HEADER = struct.Struct("<IIB")
-_LENGTH_AND_TYPE = struct.Struct("<IB")
+_SEALED = struct.Struct("<IBI")
+_SEAL = struct.Struct("<I")
+_HEADER_BYTES = _SEALED.size + _SEAL.size
 _TWO_NUMBERS = struct.Struct("<QQ")
 _ONE_NUMBER = struct.Struct("<Q")
 _ENTRY, _TRUNCATE, _META, _CLEAR = 1, 2, 3, 4
@@ -90,7 +96,7 @@ def read_journal(data: bytes) -> JournalContent:
             _replay(content, *found)
         except (struct.error, UnicodeDecodeError) as error:
             raise DamagedLog(f"the record at byte {position} says nothing: {error}") from error
-        position += _HEADER.size + len(found[1])
+        position += _HEADER_BYTES + len(found[1])
     indexes = [entry.log_index for entry in content.entries]
     if indexes and indexes != list(range(indexes[0], indexes[0] + len(indexes))):
         raise DamagedLog("its entries do not follow each other")
@@ -115,37 +121,42 @@ def _replay(content: JournalContent, kind: int, payload: bytes) -> None:
 
 
 def _record(kind: int, payload: bytes) -> bytes:
-    return _HEADER.pack(len(payload), _checksum(kind, payload), kind) + payload
+    sealed = _SEALED.pack(len(payload), kind, zlib.crc32(payload))
+    return sealed + _SEAL.pack(zlib.crc32(sealed)) + payload
 
 
-def _checksum(kind: int, payload: bytes) -> int:
-    return zlib.crc32(payload, zlib.crc32(_LENGTH_AND_TYPE.pack(len(payload), kind)))
+def _read_header(data: bytes, position: int) -> tuple[int, int, int] | None:
+    """Length, type and checksum of the payload; None when the header is not sound."""
+    sealed = data[position : position + _SEALED.size]
+    seal = data[position + _SEALED.size : position + _HEADER_BYTES]
+    if seal != _SEAL.pack(zlib.crc32(sealed)) or len(sealed) != _SEALED.size:
+        return None
+    length, kind, checksum = _SEALED.unpack(sealed)
+    sound = _ENTRY <= kind <= _CLEAR and length <= RECORD_BYTES_MAX
+    return (length, kind, checksum) if sound else None
 
 
 def _read(data: bytes, position: int) -> tuple[int, bytes] | None:
-    if position + _HEADER.size > len(data):
+    header = _read_header(data, position)
+    if header is None:
         return None
-    length, checksum, kind = _HEADER.unpack_from(data, position)
-    if not _ENTRY <= kind <= _CLEAR or length > RECORD_BYTES_MAX:
-        return None
-    start = position + _HEADER.size
+    length, kind, checksum = header
+    start = position + _HEADER_BYTES
     payload = data[start : start + length]
-    if len(payload) != length or _checksum(kind, payload) != checksum:
+    if len(payload) != length or zlib.crc32(payload) != checksum:
         return None
     return kind, payload
 
 
 def _must_be_torn(data: bytes, position: int) -> None:
-    last = len(data) - _HEADER.size
-    if any(_read(data, place) is not None for place in range(position + 1, last + 1)):
+    if any(_read(data, place) is not None for place in range(position + 1, len(data))):
         raise DamagedLog(f"the record at byte {position} is bad, later ones are not")
     rest = data[position:]
-    if len(rest) < _HEADER.size:
-        return
-    length, checksum, kind = _HEADER.unpack_from(rest)
-    payload = rest[_HEADER.size :]
-    ends_too_early = length > len(payload) and _checksum(kind, payload) != checksum
-    if not ends_too_early and not _has_unwritten_sector(rest, position):
+    header = _read_header(data, position)
+    ends_too_early = len(rest) < _HEADER_BYTES or (
+        header is not None and header[0] > len(rest) - _HEADER_BYTES
+    )
+    if not ends_too_early and any(rest) and not _has_unwritten_sector(rest, position):
         raise DamagedLog(f"the last record, at byte {position}, is whole and bad")
 
 

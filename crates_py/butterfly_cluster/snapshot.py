@@ -98,7 +98,7 @@ def read_log(data_dir: Path) -> tuple[JournalContent, Snapshot | None]:
     """Read journal and snapshot without changing them. Raises StorageError, DamagedLog."""
     snapshot = _load(data_dir)
     content = load_journal(data_dir / JOURNAL_NAME) or JournalContent()
-    _must_meet(content.entries, snapshot, data_dir)
+    _must_meet(content.entries, content.term, snapshot, data_dir)
     return content, snapshot
 
 
@@ -112,7 +112,7 @@ def open_log(data_dir: Path, sync_file: Callable[[int], None]) -> tuple[Journal,
     snapshot = _load(data_dir)
     journal = Journal(data_dir / JOURNAL_NAME, sync_file=sync_file)
     try:
-        _reconcile(journal, snapshot, data_dir)
+        _reconcile(journal, snapshot, data_dir, sync_file)
     except BaseException:
         journal.close()
         raise
@@ -130,18 +130,36 @@ def _load(data_dir: Path) -> Snapshot | None:
         raise DamagedLog(f"{path} is damaged: {error}") from error
 
 
-def _reconcile(journal: Journal, snapshot: Snapshot | None, data_dir: Path) -> None:
-    _must_meet(journal.entries, snapshot, data_dir)
+def _reconcile(
+    journal: Journal,
+    snapshot: Snapshot | None,
+    data_dir: Path,
+    sync_file: Callable[[int], None],
+) -> None:
+    _must_meet(journal.entries, journal.term, snapshot, data_dir)
     if snapshot is None:
         return
     entries = entries_with_snapshot(journal.entries, snapshot)
     journal.commit_index = max(journal.commit_index, snapshot.last.log_index)
     if entries != journal.entries:
+        # the process that saved it may have failed to sync it, and ended before it cut the journal
+        try:
+            save_snapshot(data_dir, snapshot.encode(), sync_file)
+        except StorageError as error:
+            journal.give_up(error)
         with contextlib.suppress(StorageError):  # the journal keeps it as its problem
             journal.rewrite(entries)
 
 
-def _must_meet(entries: Sequence[Entry], snapshot: Snapshot | None, data_dir: Path) -> None:
+def _must_meet(
+    entries: Sequence[Entry], term: int, snapshot: Snapshot | None, data_dir: Path
+) -> None:
+    newest = max((snapshot.last.term if snapshot else 0), *(e.term for e in entries), 0)
+    if newest > term:
+        raise DamagedLog(
+            f"{data_dir / JOURNAL_NAME} knows terms up to {term} only, and the log holds an entry "
+            f"of term {newest}: the journal lost its end, or is missing"
+        )
     first = entries[0].log_index if entries else 1
     if snapshot is None and first > 1:
         raise DamagedLog(
