@@ -21,6 +21,8 @@ import pytest
 
 from butterfly_cluster import durable_files
 
+_open, _write, _rename, _close = os.open, os.write, os.rename, os.close
+
 
 class PowerCut(BaseException):
     """The machine is off; no handler of the program runs."""
@@ -64,26 +66,26 @@ class FaultyDisk:
 
     # What the program calls.
 
-    def open(self, path: Any, flags: int, mode: int = 0o777, **more: Any) -> int:
+    def open(self, path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
         if not self._is_ours(path):
-            return _REAL["open"](path, flags, mode, **more)
+            return _open(path, flags, mode, dir_fd=dir_fd)
         self._may_fail("open")
-        descriptor = _REAL["open"](path, flags, mode, **more)
+        descriptor = _open(path, flags, mode, dir_fd=dir_fd)
         found = os.fstat(descriptor)
         if stat.S_ISREG(found.st_mode) and found.st_ino not in self._contents:
-            held = _REAL["open"](path, os.O_RDONLY)
+            held = _open(path, os.O_RDONLY)
             self._contents[found.st_ino] = _Content(held)
         return descriptor
 
     def write(self, descriptor: int, data: Any) -> int:
         if os.fstat(descriptor).st_ino not in self._contents:
-            return _REAL["write"](descriptor, data)
+            return _write(descriptor, data)
         short = self.fault is not None and self.fault.short
         if short and self.fault and len(self.calls) == self.fault.at:
             self.calls.append("write")
-            return _REAL["write"](descriptor, data[: len(data) // 2])
+            return _write(descriptor, data[: len(data) // 2])
         self._may_fail("write")
-        return _REAL["write"](descriptor, data)
+        return _write(descriptor, data)
 
     def sync(self, descriptor: int) -> None:
         found = os.fstat(descriptor)
@@ -103,13 +105,13 @@ class FaultyDisk:
     def rename(self, source: Any, target: Any, **more: Any) -> None:
         if self._is_ours(source):
             self._may_fail("rename")
-        _REAL["rename"](source, target, **more)
+        _rename(source, target, **more)
         self._limbo.pop(Path(target).name, None)
         self._limbo.pop(Path(source).name, None)
 
     def close(self, descriptor: int) -> None:
         ours = os.fstat(descriptor).st_ino in self._contents
-        _REAL["close"](descriptor)
+        _close(descriptor)
         if ours:
             self._may_fail("close")
 
@@ -119,7 +121,7 @@ class FaultyDisk:
     def inserted(self) -> Iterator[None]:
         """Every file operation of the program goes through here."""
         with pytest.MonkeyPatch.context() as patch:
-            for name in _REAL:
+            for name in ("open", "write", "rename", "close"):
                 patch.setattr(os, name, getattr(self, name))
             patch.setitem(_defaults(durable_files.write_durably), "sync_file", self.sync)
             patch.setattr(durable_files.sync_directory, "__defaults__", (self.sync,))
@@ -194,7 +196,6 @@ class FaultyDisk:
         return text.startswith(self._directory) and not text.endswith(".lock")
 
 
-_REAL: dict[str, Any] = {name: getattr(os, name) for name in ("open", "write", "rename", "close")}
 FULL, BROKEN, OFF = errno.ENOSPC, errno.EIO, 0
 
 
