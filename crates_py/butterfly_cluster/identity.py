@@ -82,7 +82,7 @@ class DataDir:
         """Belong to a cluster from now on. Raises StorageError, IllegalTransition."""
         if self.identity.cluster_id is not None:
             raise IllegalTransition(f"{self.path} belongs to {self.identity.cluster_id} already")
-        write_durably(self.path / JOURNAL_NAME, MAGIC)
+        self._write_durably(JOURNAL_NAME, MAGIC)
         me, sorted_founders = self.identity.node_id, tuple(sorted(founders))
         self._write(Identity(me, cluster_id, cluster_name, sorted_founders, generation=generation))
 
@@ -128,14 +128,17 @@ class DataDir:
             self._write(self.identity)
 
     def _write(self, identity: Identity) -> None:
+        self._write_durably(IDENTITY_NAME, encode_identity(identity))
+        self.identity = identity
+
+    def _write_durably(self, name: str, data: bytes) -> None:
         if self.problem is not None:
             raise self.problem
         try:
-            write_durably(self.path / IDENTITY_NAME, encode_identity(identity))
+            write_durably(self.path / name, data)
         except StorageError as error:
             self.problem = error
             raise
-        self.identity = identity
 
 
 def load_or_create(path: Path, *, random_bytes: Callable[[int], bytes] = os.urandom) -> DataDir:
