@@ -1,0 +1,149 @@
+"""Answers lost and seconds to recover when a node is killed.
+
+Three real nodes serve the toy model, two of them enough to go on. Under a streamed answer a
+worker, then the coordinator, is killed with SIGKILL, in turns; the client is connected to a
+node that lives. Measured: the longest pause between two pieces of the answer, and the time from
+the kill until a new request, asked again and again at a survivor, is answered.
+
+    python tools/bench/recover.py --markdown --kills 10
+"""
+
+import argparse
+import http.client
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "crates_py"))
+sys.path.insert(0, str(ROOT))
+
+from tests.support.local_cluster import LocalCluster, LocalNode, local_cluster
+
+MODEL = {"source_type": "embedded", "source_path": "toy-llama"}
+TOKENS = 800
+PROMPT = "What is the Zen of Python?"
+ASK_AGAIN_SECONDS = 0.02
+
+
+@dataclass
+class Found:
+    """Of the kills of one kind of node; seconds."""
+
+    lost: int = 0
+    pause: list[float] = field(default_factory=list)
+    served_again: list[float] = field(default_factory=list)
+
+
+class Stream:
+    """One long greedy answer, read on a thread of its own."""
+
+    def __init__(self, node: LocalNode) -> None:
+        self._node = node
+        self.text = ""
+        self.came_at: list[float] = []
+        self.began = threading.Event()
+        self.thread = threading.Thread(target=self._read, daemon=True)
+        self.thread.start()
+
+    def _read(self) -> None:
+        body = {"model": "toy-llama", "prompt": PROMPT, "max_tokens": TOKENS, "stream": True}
+        connection = http.client.HTTPConnection(self._node.url.removeprefix("http://"))
+        connection.request(
+            "POST",
+            "/v1/completions",
+            json.dumps({**body, "temperature": 0, "ignore_eos": True}),
+            {"Content-Type": "application/json"},
+        )
+        for line in connection.getresponse():
+            if line.startswith(b"data: {"):
+                piece = json.loads(line[6:])
+                self.text += "".join(choice["text"] for choice in piece.get("choices", ()))
+                self.came_at.append(time.monotonic())
+                self.began.set()
+        connection.close()
+
+    def longest_pause(self, since: float) -> float:
+        times = [since, *(at for at in self.came_at if at >= since)]
+        return max((b - a for a, b in itertools.pairwise(times)), default=0.0)
+
+
+def kill_once(cluster: LocalCluster, victim: LocalNode, whole: str, found: Found) -> None:
+    """Kill it under an answer, measure, and bring it back."""
+    rest = [node for node in cluster.nodes if node is not victim]
+    stream = Stream(rest[0])
+    stream.began.wait(60)
+    killed_at = time.monotonic()
+    victim.kill()
+    found.served_again.append(until_served(rest[1]) - killed_at)
+    stream.thread.join(120)
+    found.lost += stream.text != whole
+    found.pause.append(stream.longest_pause(killed_at))
+    victim.start()
+    cluster.wait_until_operational()
+
+
+def until_served(node: LocalNode) -> float:
+    """When a fresh short request was answered."""
+    body = {"model": "toy-llama", "prompt": PROMPT, "max_tokens": 1}
+    while True:
+        code, _ = node.post("/v1/completions", body)
+        if code == 200:
+            return time.monotonic()
+        time.sleep(ASK_AGAIN_SECONDS)
+
+
+def measure(kills: int) -> dict[str, Found]:
+    found = {"worker": Found(), "coordinator": Found()}
+    calm = {"quorum_size": 2, "rebalance_after_seconds": 1.0}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        local_cluster(Path(folder), MODEL, equal=True, cluster=calm) as cluster,
+    ):
+        cluster.wait_until_operational()
+        undisturbed = Stream(cluster.nodes[0])
+        undisturbed.thread.join(120)
+        for number in range(kills):
+            leads = cluster.coordinator()
+            worker = next(node for node in cluster.nodes if node is not leads)
+            kind = ("worker", "coordinator")[number % 2]
+            victim = leads if kind == "coordinator" else worker
+            kill_once(cluster, victim, undisturbed.text, found[kind])
+    return found
+
+
+def table(found: dict[str, Found]) -> str:
+    lines = [
+        "| killed | answers lost | pause of an answer p50 / max, s "
+        "| a new request is answered after p50 / max, s |",
+        "|---|---|---|---|",
+    ]
+    for kind, of in found.items():
+        lines.append(
+            f"| {kind} | {of.lost} of {len(of.pause)} "
+            f"| {statistics.median(of.pause):.2f} / {max(of.pause):.2f} "
+            f"| {statistics.median(of.served_again):.2f} / {max(of.served_again):.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Answers lost and seconds to recover.")
+    parser.add_argument("--markdown", action="store_true", help="a table instead of JSON")
+    parser.add_argument("--kills", type=int, default=10)
+    options = parser.parse_args()
+    found = measure(max(2, options.kills))
+    if options.markdown:
+        print(table(found))
+    else:
+        print(json.dumps({kind: vars(of) for kind, of in found.items()}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
