@@ -29,7 +29,7 @@ async def refuses(address: Address) -> bool:
             _, writer = await asyncio.open_connection(address.host, address.port)
     except ConnectionRefusedError:
         return True
-    except (TimeoutError, OSError):
+    except (TimeoutError, OSError, ValueError):  # the last: a name that cannot be looked up
         return False
     writer.close()
     return False

@@ -1,9 +1,15 @@
 """Where a socket is: a host and a port."""
 
 import ipaddress
+import re
 from dataclasses import dataclass
+from typing import Final
 
 from butterfly_core.errors import InvalidValue
+
+_PORT: Final = re.compile(r"[0-9]{1,5}")
+_NAME_BYTES_MAX: Final = 253
+"""Of a host's name: RFC 1035, section 2.3.4, without the dots at both ends."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -42,6 +48,21 @@ def parse_address(text: str) -> Address:
         host = host[1:-1]
     elif ":" in host:
         raise InvalidValue(f"{text!r}: write an IPv6 address in brackets, as [::1]:7000")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    if not colon or not host or not _PORT.fullmatch(port) or int(port) > 65535:
         raise InvalidValue(f"{text!r} is not an address; write host:port, as 10.0.1.10:7000")
+    if not _is_host(host):
+        raise InvalidValue(
+            f"{text!r}: {host!r} is no host; it must be an IP address, or a name of at most 253 "
+            "characters with 1 to 63 between two dots"
+        )
     return Address(host, int(port))
+
+
+def _is_host(host: str) -> bool:
+    """False for what the system's resolver refuses to look up: it raises no OSError then."""
+    if len(host) > _NAME_BYTES_MAX or not host.isprintable() or " " in host:
+        return False
+    try:
+        return len(host.encode("idna")) <= _NAME_BYTES_MAX
+    except UnicodeError:
+        return False

@@ -56,6 +56,8 @@ class GreetingDialer(ABC):
             raise tls_reason(error, str(address)) or Unreachable(
                 f"no connection to {address}: {error}"
             ) from error
+        except ValueError as error:  # a host's name that cannot be looked up
+            raise Unreachable(f"no connection to {address}: {error}") from error
         finally:
             if not connection.begun:
                 connection.abort(Unreachable(f"{address}: given up before the hello"))

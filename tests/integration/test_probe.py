@@ -23,3 +23,8 @@ async def test_a_listener_that_is_stuck_does_not_refuse() -> None:
         stuck.listen(0)
         here = Address("127.0.0.1", stuck.getsockname()[1])
         assert [await refuses(here) for _ in range(3)] == [False] * 3
+
+
+async def test_a_name_that_cannot_be_looked_up_does_not_refuse() -> None:
+    for host in ("a..b", "x" * 64, "null\x00"):
+        assert not await refuses(Address(host, 7000))

@@ -279,6 +279,12 @@ async def test_a_pool_dials_again_when_the_peer_is_back(world: World) -> None:
     assert await pool.call(address, "echo", {}, timeout_seconds=5) == {"caller": BERT}
 
 
+@pytest.mark.parametrize("host", ["a..b", "x" * 64, "null\x00"])
+async def test_a_name_that_cannot_be_looked_up_is_out_of_reach(world: World, host: str) -> None:
+    with pytest.raises(Unreachable):
+        await world.pool().call(Address(host, 7000), "echo", {}, timeout_seconds=5)
+
+
 async def test_a_closed_pool_calls_nobody_and_ends_what_is_under_way(world: World) -> None:
     waiting = Waiting()
     address = await serve(world, wait=waiting.call)
