@@ -5,11 +5,11 @@ Whatever a peer would refuse in a handshake is refused here first, by the name o
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -25,7 +25,14 @@ from butterfly_core.ids import NodeId, parse_node_id
 from butterfly_wire.authority import URI_PREFIX
 
 FILE_BYTES_MAX = 1 << 18
-_T = TypeVar("_T")
+_MALFORMED = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,29 +74,40 @@ def check_dates(path: Path, since: datetime, until: datetime, now: datetime) -> 
 
 def load_certificates(ca: Path, certificate: Path, private_key: Path) -> Certificates:
     """Read and check the three files. Raises ConfigError that names the file at fault."""
-    trusted = _parsed("ca_file", ca, _read("ca_file", ca), x509.load_pem_x509_certificates)
-    for each in trusted:
-        if not _is_authority(each):
-            raise ConfigError(
-                f"ca_file {ca} holds {_name(each.subject)}, which is no certificate authority; "
-                "put only authorities there, and the node's own certificate in certificate_file"
-            )
+    trusted_pem, trusted_names = _read_authorities(ca)
     chain_pem = _read("certificate_file", certificate)
-    chain = _parsed("certificate_file", certificate, chain_pem, x509.load_pem_x509_certificates)
-    leaf = chain[0]
-    _check_usage(certificate, leaf)
+    with _well_formed("certificate_file", certificate):
+        leaf = x509.load_pem_x509_certificates(chain_pem)[0]
+        _check_usage(certificate, leaf)
+        named, issuer = _named(certificate, leaf), _name(leaf.issuer)
     key_pem = _read("private_key_file", private_key, secret=True)
     _check_key(private_key, key_pem, certificate, leaf)
     return Certificates(
         certificate_file=certificate,
         shown_pem=key_pem + b"\n" + chain_pem,
-        trusted_pem="".join(each.public_bytes(Encoding.PEM).decode() for each in trusted),
-        named=_named(certificate, leaf),
+        trusted_pem=trusted_pem,
+        named=named,
         since=leaf.not_valid_before_utc,
         until=leaf.not_valid_after_utc,
-        issuer=_name(leaf.issuer),
-        trusted_names=tuple(_name(each.subject) for each in trusted),
+        issuer=issuer,
+        trusted_names=trusted_names,
     )
+
+
+def _read_authorities(path: Path) -> tuple[str, tuple[str, ...]]:
+    """The authorities in a file as PEM, and their names. Raises ConfigError."""
+    content = _read("ca_file", path)
+    with _well_formed("ca_file", path):
+        found = x509.load_pem_x509_certificates(content)
+        for each in found:
+            if not _is_authority(each):
+                raise ConfigError(
+                    f"ca_file {path} holds {_name(each.subject)}, which is no certificate "
+                    "authority; put only authorities there, and the node's own certificate in "
+                    "certificate_file"
+                )
+        names = tuple(_name(each.subject) for each in found)
+    return "".join(each.public_bytes(Encoding.PEM).decode() for each in found), names
 
 
 def _read(key: str, path: Path, *, secret: bool = False) -> bytes:
@@ -109,11 +127,15 @@ def _read(key: str, path: Path, *, secret: bool = False) -> bytes:
     return content
 
 
-def _parsed(key: str, path: Path, content: bytes, parse: Callable[[bytes], _T]) -> _T:
+@contextmanager
+def _well_formed(key: str, path: Path) -> Iterator[None]:
+    """Parts of a certificate are parsed when they are looked at, so that is done in here."""
     try:
-        return parse(content)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise ConfigError(f"{key} {path} is not what it must be, PEM: {error}") from error
+        yield
+    except _MALFORMED as error:
+        raise ConfigError(
+            f"{key} {path} is not what it must be, PEM: {error}; replace it"
+        ) from error
 
 
 def _check_key(path: Path, pem: bytes, certificate: Path, leaf: x509.Certificate) -> None:
@@ -122,7 +144,8 @@ def _check_key(path: Path, pem: bytes, certificate: Path, leaf: x509.Certificate
             f"private_key_file {path} is encrypted; a node cannot ask for a password: store it "
             "decrypted, mode 600"
         )
-    key = _parsed("private_key_file", path, pem, lambda data: load_pem_private_key(data, None))
+    with _well_formed("private_key_file", path):
+        key = load_pem_private_key(pem, None)
     form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     if key.public_key().public_bytes(*form) != leaf.public_key().public_bytes(*form):
         raise ConfigError(

@@ -54,17 +54,21 @@ class CredentialWatch:
         if now == self._used or now != self._seen:
             self._seen = now
             return
-        self._used = now
         try:
             self.identity.replace(self._source.load())
-        except ConfigError as error:
-            self._unusable = f"{error}; the node goes on with what it had before"
-            _log.error("new credentials cannot be used: %s", self._unusable)
+        except (ConfigError, OSError) as error:
+            self._fail(f"{error}; the node goes on with what it had before")
             return
-        self._unusable = None
+        self._used, self._unusable = now, None
         self.changes_count += 1
         used = self.identity.credentials
         _log.info("new credentials: %s mints, accepted: %s", used.mints, ", ".join(used.accepts))
+
+    def _fail(self, problem: str) -> None:
+        """The next look tries again: a disk or a want of descriptors may be the reason."""
+        if problem != self._unusable:
+            _log.error("new credentials cannot be used: %s", problem)
+        self._unusable = problem
 
     def _signature(self) -> _Signature:
         return tuple(_signature(path) for path in self._source.paths)

@@ -57,8 +57,9 @@ class OperatorAuthority:
         since: datetime = NOW - timedelta(days=1),
         until: datetime = NOW + timedelta(days=90),
         name: str = "a machine",
+        junk: ObjectIdentifier | None = None,
     ) -> tuple[bytes, ec.EllipticCurvePrivateKey]:
-        """A certificate and its key."""
+        """A certificate and its key; ``junk`` is an extension that cannot be parsed."""
         key = ec.generate_private_key(ec.SECP256R1())
         made = self._begun(name, self, key, since, until).add_extension(
             x509.BasicConstraints(ca=False, path_length=None), critical=True
@@ -68,6 +69,9 @@ class OperatorAuthority:
         if uris:
             names = [x509.UniformResourceIdentifier(uri) for uri in uris]
             made = made.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        if junk is not None:
+            broken = x509.UnrecognizedExtension(junk, b"\x30\x03junk")
+            made = made.add_extension(broken, critical=False)
         signed = made.sign(self.key, SHA256())
         return signed.public_bytes(serialization.Encoding.PEM), key
 

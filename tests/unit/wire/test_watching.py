@@ -1,5 +1,6 @@
 """Files that change while they are in use. A look is a call here; no clock."""
 
+import errno
 import os
 import ssl
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.x509.oid import ExtensionOID, ObjectIdentifier
 
 from butterfly_core.ids import NodeId
 from butterfly_wire.credentials import SecretFile
@@ -99,6 +101,28 @@ def test_a_bad_file_is_a_problem_and_the_old_secret_goes_on(
     assert meets(watch, NEW)
 
 
+def test_a_file_that_could_not_be_opened_for_a_moment_is_read_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = CredentialWatch(SecretFile(path), ANNA)
+    replace_file(path, NEW)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as starved:
+        starved.setattr(os, "memfd_create", full)
+        for _ in range(3):
+            watch.look()
+    assert watch.problem is not None
+    assert "Too many open files" in watch.problem
+
+    watch.look()
+
+    assert watch.problem is None
+    assert meets(watch, NEW)
+
+
 def test_a_file_that_is_still_being_written_is_left_alone(path: Path) -> None:
     watch = CredentialWatch(SecretFile(path), ANNA)
     with path.open("wb") as file:
@@ -132,6 +156,28 @@ def test_replaced_certificates_are_used_when_all_files_fit_again(tmp_path: Path)
     assert watch.problem is None
     assert watch.identity.credentials.mints == "CN=new authority"
     assert watch.identity.credentials.accepts == ("CN=lab authority", "CN=new authority")
+
+
+@pytest.mark.parametrize("part", [ExtensionOID.SUBJECT_ALTERNATIVE_NAME, ExtensionOID.KEY_USAGE])
+@pytest.mark.parametrize("place", ["ca", "certificate"])
+def test_a_certificate_with_a_part_that_cannot_be_read_is_a_problem_by_the_name_of_its_file(
+    tmp_path: Path, part: ObjectIdentifier, place: str
+) -> None:
+    lab = OperatorAuthority()
+    files = write_files(tmp_path / "anna", lab.pem, lab.sign())
+    watch = CredentialWatch(files, ANNA)
+    broken = lab.sign(junk=part)
+
+    write_files(
+        tmp_path / "anna",
+        broken[0] if place == "ca" else lab.pem,
+        broken if place == "certificate" else lab.sign(),
+    )
+    watch.look()
+    watch.look()
+
+    assert watch.problem is not None
+    assert f"{place}_file {getattr(files, place)}" in watch.problem
 
 
 def test_a_certificate_that_ends_soon_is_a_problem_before_it_does(tmp_path: Path) -> None:
