@@ -25,7 +25,8 @@ def cache_directory(config: NodeConfig) -> Path | None:
 
 def admission_lease(config: NodeConfig, timing: Timing) -> float:
     """For how many seconds after the last word of a leader requests are admitted, and orders
-    given. A leader that is cut off goes on talking until it steps down; that is counted in."""
+    given. A leader that is cut off goes on talking until it steps down; that is counted in.
+    How long its last word is under way is not: a slow line adds its delay."""
     return config.cluster.admission_lease_seconds - timing.fallback_seconds
 
 

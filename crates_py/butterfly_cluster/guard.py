@@ -13,6 +13,7 @@ member   votes are counted of voters only; a stranger may ask for one only with 
 vote1    one vote is counted per voter and term
 single   one uncommitted change of voters at a time (in ``raft_sync``)
 durable  votes leave after a sync, acknowledgements together after the sync of their tick
+late     what is read right after a pause of this node counts from before the pause
 mute     a node whose disk failed neither votes, stands, leads nor acknowledges until its end;
          it only says from where on it needs the log, and follows in memory
 """
@@ -21,6 +22,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 
+from butterfly_cluster.acknowledgements import Acknowledgements
 from butterfly_cluster.elections import Elections
 from butterfly_cluster.heartbeats import LearnerHeartbeats
 from butterfly_cluster.raft_codec import Message
@@ -35,6 +37,7 @@ from butterfly_cluster.raft_log import (
     install_snapshot,
 )
 from butterfly_cluster.raft_timing import Timing
+from butterfly_cluster.timeliness import Timeliness
 from butterfly_core.errors import StorageError
 from butterfly_core.ids import NodeId
 
@@ -61,10 +64,11 @@ class Guard:
         self._clock = clock
         self._elections = Elections(say=self._say, clock=clock, chance=chance)
         self._heartbeats = LearnerHeartbeats(timing, clock)
+        self._timeliness = Timeliness(timing, clock)
         self._heard_at = float("-inf")
         self.dropped: Counter[str] = Counter()
         self._voted: dict[int, set[NodeId]] = {}
-        self._acknowledgements: list[tuple[NodeId, Message]] = []
+        self._acknowledgements = Acknowledgements()
         self._handlers: dict[str, Callable[[NodeId, Message], None]] = {
             "stale": self._on_stale,
             "request_vote": self._on_request_vote,
@@ -95,7 +99,7 @@ class Guard:
         if not self.mute:
             _log.error("this node neither votes nor acknowledges from now on: %s", problem)
         self.core.journal.give_up(problem)
-        self._acknowledgements.clear()
+        self._acknowledgements.forget()
         self._elections.forget()
         self._elections.transfer = False
         self.core.step_down()
@@ -119,7 +123,7 @@ class Guard:
             self.dropped["mute"] += 1
             return False
         if kind == "next_node_idx":
-            self._acknowledge(peer, stamped)
+            self._acknowledgements.keep(peer, stamped)
             return True
         if kind == "append_entries" and "prevLogIdx" in message and message["prevLogIdx"] is None:
             self._begin_anew(peer)
@@ -134,15 +138,6 @@ class Guard:
         if not sent and kind == "apply_command" and "request_id" in message:
             self.core.fail_request(message["request_id"])
         return sent
-
-    def _acknowledge(self, peer: NodeId, stamped: Message) -> None:
-        """Keep it until the sync; a newer success says all that an older one said."""
-        last = self._acknowledgements[-1] if self._acknowledgements else None
-        if last and last[0] == peer and last[1]["success"] and stamped["success"]:
-            self._acknowledgements.pop()
-            highest = max(last[1]["next_node_idx"], stamped["next_node_idx"])
-            stamped = {**stamped, "next_node_idx": highest}
-        self._acknowledgements.append((peer, stamped))
 
     def _may_wait(self, peer: NodeId, message: Message) -> bool:
         return peer not in self.core.others and self._heartbeats.may_wait(peer, message)
@@ -198,6 +193,9 @@ class Guard:
             del self._voted[term]
         if message["term"] != self.core.term:
             return
+        if self._clock() - self._timeliness.said_since > self._timing.election_min_seconds:
+            self.dropped["late"] += 1  # the others may have elected somebody else since
+            return
         voted = self._voted.setdefault(message["term"], set())
         if peer in voted:
             self.dropped["vote1"] += 1
@@ -217,7 +215,7 @@ class Guard:
         if message["term"] < self.core.term:
             self._say(peer, {"type": "stale"})
             return
-        self._heard_at = self._clock()
+        self._heard_at = max(self._heard_at, self._timeliness.said_since)
         self._elections.forget()
         heartbeat = {"type": "append_entries", "term": message["term"]}
         self.core.deliver(peer, {**heartbeat, "commit_index": self.core.commit_index})
@@ -261,7 +259,9 @@ class Guard:
         if message["reset"] and (claimed > next_before or claimed <= matched):
             self.dropped["reset"] += 1
             message = {**message, "reset": False}
+        answered_at = max(self.core.answered_at(peer), self._timeliness.said_since)
         self.core.deliver(peer, message)
+        self.core.note_answered(peer, answered_at)
         if message["success"]:
             self.core.expect_next(peer, max(next_before, claimed))
 
@@ -282,14 +282,13 @@ class Guard:
 
     def tick(self) -> None:
         """Sync, let the acknowledgements go, see to elections, tick. Raises StorageError."""
+        self._timeliness.note_tick()
         if self.mute:
             self.core.election_deadline = float("inf")
         else:
             self.core.journal.sync()
-        waiting, self._acknowledgements = self._acknowledgements, []
-        for peer, message in waiting:
-            if message["sender_term"] == self.core.term:
-                self._send_to_channel(peer, message)
+        for peer, message in self._acknowledgements.take(self.core.term):
+            self._send_to_channel(peer, message)
         if self.core.is_voter and not self.mute:
             self._elections.tick()
         self.core.tick()

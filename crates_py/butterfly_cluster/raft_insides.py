@@ -100,7 +100,11 @@ class Insides:
 
     def answered_at(self, peer: NodeId) -> float:
         """When the leader last heard an acknowledgement of the peer, by its own clock."""
-        return float(self.get("lastResponseTime").get(voter_node(peer), float("-inf")))
+        return float(self.get("lastResponseTime").get(self.node_of(peer), float("-inf")))
+
+    def note_answered(self, peer: NodeId, at: float) -> None:
+        """An acknowledgement was said at that time, or later."""
+        self.get("lastResponseTime")[self.node_of(peer)] = at
 
     def node_of(self, peer: NodeId) -> Any:
         """The object that stands for a peer now: a voter's or a learner's."""

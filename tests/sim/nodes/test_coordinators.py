@@ -4,11 +4,14 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import pytest
+
+from butterfly.config.schema import ADMISSION_LEASE_SECONDS
 from butterfly_cluster.commands import Ordered, ReportPlanProblem
 from butterfly_cluster.state import Acting
 from butterfly_core.ids import NodeId
 from tests.sim.nodes.node import SimNode
-from tests.sim.nodes.story import is_well
+from tests.sim.nodes.story import is_well, run_seed
 from tests.sim.nodes.world import Plot, World
 from tests.sim.virtual_loop import run_virtually
 
@@ -90,3 +93,35 @@ def test_a_dead_voter_is_replaced_by_a_learner_and_stays_one_when_it_returns(
         assert len(leader.consensus.voters) == 3
 
     play(tmp_path, story, Plot(founders=4, max_voters=3))
+
+
+@pytest.mark.parametrize("pause_seconds", [0.35, 1.0, 1.9])
+def test_a_leader_that_wakes_up_cut_off_lets_no_follower_admit_for_another_lease(
+    tmp_path: Path, pause_seconds: float
+) -> None:
+    """The acknowledgements that wait for it are from before the cut."""
+
+    async def story(world: World) -> None:
+        leader = world.leader()
+        assert leader is not None
+        machine = world.machine_of(leader)
+        follower = next(other for other in world.machines if other is not machine)
+        told = len(world.wire.log)
+        while not any(source == machine.name for _, source, *_ in world.wire.log[told:]):
+            await asyncio.sleep(0.0005)
+        world.pause(machine)  # a heartbeat arrives; the answers to it will wait
+        await asyncio.sleep(0.02)
+        world.cut_off([machine, follower])
+        await asyncio.sleep(pause_seconds)
+        world.resume(machine)
+        await asyncio.sleep(5.0)
+        assert world.watch.longest_admission_seconds <= ADMISSION_LEASE_SECONDS["lan"]
+        world.wire.ways.heal()
+        assert await world.until(lambda: is_well(world), 60.0)
+
+    play(tmp_path, story, Plot(founders=5))
+
+
+@pytest.mark.parametrize("seed", [1128])
+def test_stories_in_which_a_paused_node_took_old_words_for_fresh_ones(seed: int) -> None:
+    assert not run_seed(seed).watch.violations

@@ -8,6 +8,7 @@ import pytest
 
 from butterfly_cluster.raft_insides import FOLLOWER, LEADER
 from butterfly_cluster.raft_log import Accepted, Mismatch, accept_entries, install_snapshot
+from butterfly_cluster.raft_timing import LAN
 from butterfly_core.errors import ProtocolViolation
 from butterfly_core.ids import NodeId
 from tests.unit.cluster_raft.by_hand import Table, texts
@@ -198,7 +199,7 @@ def test_a_stranger_does_not_raise_the_term(three: Table) -> None:
 def test_a_vote_counts_once_and_of_voters_only(five: Table) -> None:
     a, b, *_ = five.ids
     core = five.core(a)
-    five.now += 10
+    five.pass_by(10)
     core.election_deadline = 0.0
     five.core(a).tick()
     vote = {"type": "response_vote", "term": core.term, "sender_term": core.term}
@@ -288,3 +289,62 @@ def test_a_late_go_back_does_not_go_below_what_is_matched(three: Table) -> None:
 
     assert three.core(leader).next_index(follower) == matched + 1
     assert three.guards[leader].dropped["reset"] == 1
+
+
+def test_a_leader_that_wakes_up_believes_no_word_from_before_its_pause(five: Table) -> None:
+    """Else it would heartbeat to who is cut off with it, and that one would go on admitting."""
+    a, b, c, *_ = led(five)
+    five.tick(a, LAN.append_seconds * 1.1)
+    for follower in (b, c):
+        five.deliver(source=a, target=follower)
+        five.tick(follower)
+    five.now += LAN.fallback_seconds + 0.1
+    five.deliver("next_node_idx", target=a)
+    five.mail.clear()
+    five.tick(a)
+
+    assert five.core(a).role == FOLLOWER
+    assert not [envelope for envelope in five.mail if envelope[2]["type"] == "append_entries"]
+
+
+def test_what_a_leader_reads_just_after_its_first_tick_may_have_waited_too(five: Table) -> None:
+    a, b, c, *_ = led(five)
+    pause = 0.8 * LAN.fallback_seconds
+    five.tick(a, LAN.append_seconds * 1.1)
+    for follower in (b, c):
+        five.deliver(source=a, target=follower)
+        five.tick(follower)
+    five.now += pause
+    five.tick(a)
+    five.deliver("next_node_idx", target=a)
+
+    assert five.guards[a].seconds_since_leader_heard() >= pause
+
+
+def test_a_follower_that_wakes_up_takes_no_old_heartbeat_for_a_fresh_one(five: Table) -> None:
+    a, b, *_ = led(five)
+    five.tick(a, LAN.append_seconds * 1.1)
+    heartbeats = list(five.mail)
+    five.now += 2.0
+    five.deliver("append_entries", source=a, target=b)
+    assert five.guards[b].seconds_since_leader_heard() >= 2.0
+
+    five.pass_by(1.0)
+    five.mail[:] = heartbeats
+    five.deliver("append_entries", source=a, target=b)
+
+    assert five.guards[b].seconds_since_leader_heard() == 0.0
+
+
+def test_votes_that_waited_for_a_paused_candidate_make_no_leader(five: Table) -> None:
+    a, b, c, *_ = five.ids
+    five.pass_by(10)
+    five.core(a).election_deadline = 0.0
+    five.core(a).tick()
+    vote = {"type": "response_vote", "term": five.core(a).term, "sender_term": five.core(a).term}
+    five.now += 1.0
+    for voter in (b, c):
+        five.guards[a].receive(voter, vote)
+
+    assert five.core(a).role != LEADER
+    assert five.guards[a].dropped["late"] == 2
