@@ -11,6 +11,7 @@ from butterfly_core.address import Address, parse_address
 from butterfly_core.errors import Unreachable
 from butterfly_discovery.dns import DnsSource, Lookup, look_up, servers_asked
 from butterfly_discovery.dns_records import SECONDS_MAX, SECONDS_MIN, SECONDS_WHEN_ZERO
+from tests.support.dns_script import answered, dns_script
 from tests.support.dns_server import DnsServer, cname, dns_server, forward, host, srv
 from tests.support.needs import need
 
@@ -190,11 +191,34 @@ async def test_a_silent_server_raises_in_time(running: DnsServer, clock: Clock) 
         running.resume()
 
 
-async def test_a_server_whose_own_servers_are_dead_raises(running: DnsServer, clock: Clock) -> None:
+async def test_a_server_that_waits_for_a_dead_one_is_silent_and_raises(
+    running: DnsServer, clock: Clock
+) -> None:
     with dns_server() as dead:
         running.serve(forward(dead.address))
     with pytest.raises(Unreachable):
         await ask(running, clock, timeout=0.3).next()
+
+
+@pytest.mark.parametrize("code", ["SERVFAIL", "REFUSED"])
+async def test_an_error_that_a_real_server_passes_on_is_no_answer(
+    running: DnsServer, clock: Clock, code: str
+) -> None:
+    """dnsmasq asks another server, and passes on its refusal."""
+    asked: list[bytes] = []
+
+    def refusing(question: bytes) -> list[bytes]:
+        asked.append(question)
+        return [answered(question, code)]
+
+    async with dns_script(refusing) as upstream:
+        running.serve(forward(upstream))
+        with pytest.raises(Unreachable, match=rf"answered {code}"):
+            await ask(running, clock).next()
+        assert asked
+
+        running.serve(srv(NAME, "a.test", 1))
+        assert await ask(running, clock).next() == addresses("a.test:1")
 
 
 async def test_the_second_server_is_asked_when_the_first_is_silent(running: DnsServer) -> None:
