@@ -95,6 +95,36 @@ def test_a_dead_voter_is_replaced_by_a_learner_and_stays_one_when_it_returns(
     play(tmp_path, story, Plot(founders=4, max_voters=3))
 
 
+def test_a_coordinator_that_is_asked_to_leave_is_followed_by_one_without_an_election_timeout(
+    tmp_path: Path,
+) -> None:
+    async def story(world: World) -> None:
+        old = world.leader()
+        assert old is not None
+        rest = [node for node in world.running if node is not old]
+        term, timing = old.consensus.term, old.consensus.timing
+        silences: list[float] = []
+
+        def is_led_by_another() -> bool:
+            silences.extend(node.consensus.leader_silent_seconds for node in rest)
+            return world.leader() is not old
+
+        old.drain()
+        assert await world.until(is_led_by_another, 10.0)
+        assert max(silences) < timing.election_min_seconds
+        successor = world.leader()
+        assert successor is not None
+        assert successor.consensus.term == term + 1
+        assert old in world.running, "the old one still answers while the new one leads"
+        assert await world.until(lambda: old not in world.running, 10.0)
+        assert old.node_id not in successor.replica.state.members
+        assert world.leader() is successor
+        assert successor.consensus.term == term + 1
+        assert await world.until(lambda: is_well(world), 60.0)
+
+    play(tmp_path, story, Plot(founders=3))
+
+
 @pytest.mark.parametrize("pause_seconds", [0.35, 1.0, 1.9])
 def test_a_leader_that_wakes_up_cut_off_lets_no_follower_admit_for_another_lease(
     tmp_path: Path, pause_seconds: float
