@@ -91,6 +91,7 @@ class Consensus:
             directory=directory,
             local=local,
             keep_claim=self._founding.keep_claim,
+            refused=lambda: self._raft.strangers if self._raft else {},
             rng=rng,
         )
         self._raft: RaftNode | None = None
@@ -267,6 +268,7 @@ class Consensus:
 
     async def handle_whoami(self, caller: NodeId, body: Mapping[str, Any]) -> Mapping[str, Any]:
         self._whereabouts.note_caller(caller, body)
+        self._strangers.note_caller(body)
         return self._founding.answer_whoami().to_map()
 
     async def handle_promise(self, caller: NodeId, body: Mapping[str, Any]) -> Mapping[str, Any]:

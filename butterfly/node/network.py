@@ -57,6 +57,7 @@ def make_network(
             addresses=addresses,
             limits=limits,
             here=config.node.advertise_address,
+            cluster_id=lambda: data_dir.identity.cluster_id,
         ),
         discovery=NodeDiscovery(config, me, local),
     )

@@ -1,9 +1,10 @@
 """Other nodes as consensus sees them, over the wire: questions on calls, the log on channels."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from butterfly.node.addresses import AddressBook
+from butterfly.node.strangers import CLUSTER_KEY
 from butterfly.node.whereabouts import WHERE_KEY
 from butterfly_cluster.founding_messages import (
     Proposal,
@@ -13,7 +14,7 @@ from butterfly_cluster.founding_messages import (
     whoami_from_map,
 )
 from butterfly_core.address import Address, parse_address
-from butterfly_core.ids import NodeId
+from butterfly_core.ids import ClusterId, NodeId
 from butterfly_wire.channel import Channel
 from butterfly_wire.dialing import dial_channel
 from butterfly_wire.identity import TlsIdentity
@@ -37,8 +38,9 @@ class WirePeers:
         addresses: AddressBook,
         limits: WireLimits,
         here: Address,
+        cluster_id: Callable[[], ClusterId | None],
     ) -> None:
-        """``here`` is where others reach this node."""
+        """``here`` is where others reach this node; they are told of which cluster it is."""
         self._me = me
         self._cluster_name = cluster_name
         self._tls = tls
@@ -46,9 +48,11 @@ class WirePeers:
         self._addresses = addresses
         self._limits = limits
         self._here = here
+        self._cluster_id = cluster_id
 
     async def whoami(self, address: str, /) -> WhoAmI:
-        return whoami_from_map(await self._ask(address, "whoami", {WHERE_KEY: str(self._here)}))
+        told = {WHERE_KEY: str(self._here), CLUSTER_KEY: self._cluster_id()}
+        return whoami_from_map(await self._ask(address, "whoami", told))
 
     async def promise(self, address: str, proposal: Proposal, /) -> Verdict:
         return verdict_from_map(await self._ask(address, "promise", proposal.to_map()))

@@ -9,16 +9,17 @@ a reconnect. The first word on a channel is the cluster's id: two clusters never
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Protocol
 
 from butterfly_cluster.raft_codec import Message, decode_message, encode_message
 from butterfly_cluster.raft_timing import Timing
 from butterfly_core.errors import ButterflyError, ProtocolViolation, Refused
-from butterfly_core.ids import NodeId, short
+from butterfly_core.ids import ClusterId, NodeId, short
 
 LINKS_MAX = 1024
 _LOST_KEPT_SECONDS = 60.0
+_STRANGERS_MAX = 16
 _log = logging.getLogger(__name__)
 
 
@@ -67,7 +68,7 @@ class RaftTransport:
         self._channels: dict[NodeId, ChannelLike] = {}
         self._dialing: set[NodeId] = set()
         self.counts: Counter[str] = Counter()
-        self.last_refusal = ""
+        self._strangers: dict[NodeId, tuple[ClusterId, float]] = {}
 
     @property
     def peers(self) -> frozenset[NodeId]:
@@ -80,6 +81,12 @@ class RaftTransport:
         oldest = self._clock() - _LOST_KEPT_SECONDS
         away = (peer for peer in self._heard_at if peer not in self._channels)
         return frozenset(peer for peer in away if self._heard_at[peer] >= oldest)
+
+    @property
+    def strangers(self) -> Mapping[NodeId, ClusterId]:
+        """Nodes of other clusters that were met in the last minute."""
+        oldest = self._clock() - _LOST_KEPT_SECONDS
+        return {node: of for node, (of, at) in self._strangers.items() if at >= oldest}
 
     def seconds_since_heard(self, peer: NodeId) -> float:
         """How old the last word of a peer is, pings included; infinite when there was none."""
@@ -131,7 +138,6 @@ class RaftTransport:
             _log.warning("raft channel to %s closed: %s", short(peer), error)
         except Refused as error:
             self.counts["refused"] += 1
-            self.last_refusal = str(error)
             _log.warning("raft channel to %s refused: %s", short(peer), error)
         except (ButterflyError, OSError):
             self.counts["ended"] += 1
@@ -158,6 +164,7 @@ class RaftTransport:
         if heard["type"] != "hello":
             raise ProtocolViolation("the first word on a Raft channel must be hello")
         if heard["cluster_id"] != self._cluster_id:
+            self._note_stranger(peer, ClusterId(heard["cluster_id"]))
             raise Refused(
                 f"node {peer} belongs to cluster {heard['cluster_id']!r}, this one to "
                 f"{self._cluster_id!r}; two clusters under one name never merge"
@@ -186,6 +193,12 @@ class RaftTransport:
         if peer not in self._heard_at and len(self._heard_at) >= LINKS_MAX:
             del self._heard_at[min(self._heard_at, key=self._heard_at.__getitem__)]
         self._heard_at[peer] = self._clock()
+
+    def _note_stranger(self, peer: NodeId, cluster_id: ClusterId) -> None:
+        self._strangers.pop(peer, None)
+        self._strangers[peer] = (cluster_id, self._clock())
+        if len(self._strangers) > _STRANGERS_MAX:
+            del self._strangers[next(iter(self._strangers))]
 
     def _handle(self, peer: NodeId, data: bytes) -> None:
         message = decode_message(data)

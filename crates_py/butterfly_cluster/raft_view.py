@@ -8,7 +8,7 @@ from butterfly_cluster.raft_insides import LEADER
 from butterfly_cluster.raft_proposals import Proposals
 from butterfly_cluster.raft_statistics import statistics_of
 from butterfly_cluster.raft_transport import RaftTransport
-from butterfly_core.ids import NodeId
+from butterfly_core.ids import ClusterId, NodeId
 
 
 class RaftView:
@@ -56,9 +56,9 @@ class RaftView:
         return self._guard.seconds_since_leader_heard()
 
     @property
-    def refusal(self) -> str:
-        """Why a Raft channel was refused last: another cluster, mostly; empty when never."""
-        return self._transport.last_refusal
+    def strangers(self) -> Mapping[NodeId, ClusterId]:
+        """Whose channel was refused in the last minute, with the cluster that they are of."""
+        return self._transport.strangers
 
     def matched_index(self, peer: NodeId) -> int | None:
         """On the leader: up to where a peer holds the log; None when it is not connected."""

@@ -126,7 +126,7 @@ def test_hosts_of_a_lan_find_each_other_by_multicast(tmp_path: Path) -> None:
         assert sorted(heard) == sorted(node.peer for node in cluster.nodes)
 
 
-def test_two_clusters_of_one_name_stay_apart_and_are_told_apart(tmp_path: Path) -> None:
+def test_two_clusters_of_one_name_stay_apart_and_both_tell_of_the_other(tmp_path: Path) -> None:
     with local_cluster(tmp_path, MODEL, nodes=2, start=False, node=BARE) as cluster:
         one, other = cluster.nodes
         for node in cluster.nodes:
@@ -140,7 +140,10 @@ def test_two_clusters_of_one_name_stay_apart_and_are_told_apart(tmp_path: Path) 
         one.settings["cluster"]["seed_nodes"] = [one.peer, other.peer]
         one.start()
         cluster.wait(lambda: "two_clusters" in codes(one), "that there is another cluster")
+        cluster.wait(lambda: "two_clusters" in codes(other), "that the other one knows it too")
 
+        assert f"this node's is {theirs}" in other.errors()
+        assert f"{mine} (at {one.peer})" in other.errors()
         assert str(mine) in one.errors()
         assert f"{theirs} (at {other.peer})" in one.errors()
         assert ids([one]) == {mine}

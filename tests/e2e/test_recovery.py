@@ -1,6 +1,7 @@
 """Machines and processes die; the rest goes on and serves again."""
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -155,6 +156,32 @@ def test_a_node_that_is_asked_to_leave_drains_and_is_gone(
 
     assert node_id not in {m["node_id"] for m in rest[0].status()["members"]}
     assert {answer(node) for node in rest} == {decoded(tiny, expected)}
+
+    leaves.start()
+    cluster.wait_until_operational(after_epoch=epoch)
+
+
+def test_a_coordinator_that_is_asked_to_leave_lets_another_one_lead_first(
+    cluster: LocalCluster, long_answer: str
+) -> None:
+    leaves = cluster.coordinator()
+    rest = [node for node in cluster.nodes if node is not leaves]
+    before = rest[0].status()
+    stream = Stream(rest[0])
+    stream.first.wait(60)
+
+    assert leaves.stop() == 0
+    epoch = cluster.wait_until_operational(rest, after_epoch=before["epoch"])
+    stream.thread.join(60)
+
+    assert stream.text == long_answer
+    term = before["term"] + 1
+    # it wrote so while it was a member itself: nobody had to miss it first
+    told = re.search(rf"node (\w+) leads now \(term {term}\)", leaves.log)
+    assert told, leaves.log[-2000:]
+    (successor,) = [node for node in rest if node.status()["node_id"].startswith(told[1])]
+    assert f"this node is the coordinator now (term {term})" in successor.log
+    assert "nobody takes over" not in leaves.log
 
     leaves.start()
     cluster.wait_until_operational(after_epoch=epoch)

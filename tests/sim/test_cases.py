@@ -338,7 +338,8 @@ def test_two_clusters_never_mix(tmp_path: Path) -> None:
         await asyncio.sleep(1)
         assert stranger.commit_index == before
         assert stranger.statistics()["channel_refused"] > 0
-        assert "never merge" in stranger.refusal
+        assert dict.fromkeys(stranger.strangers.values()) == {"c" * 32: None}
+        assert cluster.nodes[ONE].strangers == {TWO: "d" * 32}
 
     play(tmp_path, story, 3)
 

@@ -28,6 +28,7 @@ from butterfly.node.reports import Reports
 from butterfly.node.runner import Runner
 from butterfly.node.serving import HeadDesk, Ingress
 from butterfly.node.settings import registration_of
+from butterfly.node.strangers import CLUSTER_KEY
 from butterfly.node.telling import leave_cluster, tell_the_cluster
 from butterfly.node.whereabouts import WHERE_KEY
 from butterfly_cluster.commands import Command
@@ -82,10 +83,11 @@ class SimPeers:
 
     def __init__(self, node: "SimNode", wire: Wire, addresses: AddressBook) -> None:
         self._node, self._wire, self._addresses = node, wire, addresses
-        self._here = {WHERE_KEY: str(node.config.node.advertise_address)}
 
     async def whoami(self, address: str, /) -> WhoAmI:
-        return whoami_from_map(await self._ask(address, "whoami", self._here))
+        here, of = self._node.config.node.advertise_address, self._node.consensus.cluster_id
+        told = {WHERE_KEY: str(here), CLUSTER_KEY: of}
+        return whoami_from_map(await self._ask(address, "whoami", told))
 
     async def promise(self, address: str, proposal: Proposal, /) -> Verdict:
         return verdict_from_map(await self._ask(address, "promise", proposal.to_map()))
