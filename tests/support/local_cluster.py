@@ -69,11 +69,11 @@ class LocalNode:
         path = self.folder / f"{self.name}.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def start(self) -> None:
+    def start(self, *flags: str) -> None:
         self.config_path.write_text(to_toml(self.settings))
         self.asked_to_end = False
         program = [sys.executable, "-m", "butterfly.node.main"]
-        command = [*self.prefix, *program, "--config", str(self.config_path)]
+        command = [*self.prefix, *program, "--config", str(self.config_path), *flags]
         with (self.folder / f"{self.name}.log").open("ab") as sink:
             self.process = subprocess.Popen(
                 command,
