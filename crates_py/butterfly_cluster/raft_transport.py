@@ -19,6 +19,7 @@ from butterfly_core.ids import ClusterId, NodeId, short
 
 LINKS_MAX = 1024
 _LOST_KEPT_SECONDS = 60.0
+_STRANGERS_KEPT_SECONDS = 20.0  # who dials tries again every second or so
 _STRANGERS_MAX = 16
 _log = logging.getLogger(__name__)
 
@@ -84,8 +85,8 @@ class RaftTransport:
 
     @property
     def strangers(self) -> Mapping[NodeId, ClusterId]:
-        """Nodes of other clusters that were met in the last minute."""
-        oldest = self._clock() - _LOST_KEPT_SECONDS
+        """Nodes of other clusters that were met lately."""
+        oldest = self._clock() - _STRANGERS_KEPT_SECONDS
         return {node: of for node, (of, at) in self._strangers.items() if at >= oldest}
 
     def seconds_since_heard(self, peer: NodeId) -> float:

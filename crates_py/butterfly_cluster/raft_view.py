@@ -57,7 +57,7 @@ class RaftView:
 
     @property
     def strangers(self) -> Mapping[NodeId, ClusterId]:
-        """Whose channel was refused in the last minute, with the cluster that they are of."""
+        """Whose channel was refused lately, with the cluster that they are of."""
         return self._transport.strangers
 
     def matched_index(self, peer: NodeId) -> int | None:
