@@ -18,7 +18,7 @@ class Aimed:
         """One of ``ROUNDS``. Whoever is down is started first."""
         await self._nemesis.end()
         try:
-            leader = await self._cluster.until_led(4.0)
+            leader = await self._cluster.until_led(4.0 * self._cluster.pace)
         except TimeoutError:
             return
         self._cluster.tell(f"aimed at {name}, {leader} leads")
@@ -93,13 +93,13 @@ class Aimed:
             self._nemesis.beside(self._cluster.write(self._dice.choice(targets)))
 
     async def _until_led_by(self, nodes: list[NodeId], seconds: float) -> None:
-        for _ in range(int(seconds / 0.02)):
+        for _ in range(int(seconds * self._cluster.pace / 0.02)):
             if self._cluster.leader() in nodes:
                 return
             await asyncio.sleep(0.02)
 
     async def _wait(self, at_least: float, at_most: float) -> None:
-        await asyncio.sleep(self._dice.uniform(at_least, at_most))
+        await asyncio.sleep(self._dice.uniform(at_least, at_most) * self._cluster.pace)
 
 
 ROUNDS = {

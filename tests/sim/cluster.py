@@ -82,6 +82,11 @@ class Cluster:
         self._last_words: set[asyncio.Task[None]] = set()
 
     @property
+    def pace(self) -> float:
+        """How much longer everything takes than in a LAN, by the election timeout."""
+        return self.timing.election_max_seconds / LAN.election_max_seconds
+
+    @property
     def violations(self) -> list[str]:
         return self.invariants.violations
 

@@ -129,7 +129,7 @@ class Nemesis:
     async def _pause(self) -> None:
         for me in self._anybody():
             the_loop().pause(me)
-            seconds = self._dice.choice([0.1, 0.5, 1.0, 2.5])
+            seconds = self._dice.choice([0.1, 0.5, 1.0, 2.5]) * self._cluster.pace
             the_loop().call_later(seconds, the_loop().resume, me)
 
     async def _bend_a_clock(self) -> None:
@@ -155,7 +155,7 @@ class Nemesis:
 
     async def _flap(self) -> None:
         one, other = self._dice.sample(self._cluster.everyone, 2)
-        period = self._dice.choice([0.05, 0.2, 0.5])
+        period = self._dice.choice([0.05, 0.2, 0.5]) * self._cluster.pace
 
         async def flap() -> None:
             for _ in range(8):
@@ -214,7 +214,7 @@ class Nemesis:
             verb = "add" if adding else "remove"
             self._cluster.tell(f"{number_of(leader)} wants to {verb} {number_of(target)}")
             act = node.add_voter if adding else node.remove_voter
-            self.beside(act(target, timeout_seconds=1.0))
+            self.beside(act(target, timeout_seconds=self._cluster.pace))
 
 
 async def _shrug(work: Coroutine[Any, Any, Any]) -> None:

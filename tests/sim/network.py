@@ -90,6 +90,8 @@ class Network:
         self._dice: dict[tuple[NodeId, NodeId], random.Random] = {}
         self._cut: set[tuple[NodeId, NodeId]] = set()
         self._slow: dict[tuple[NodeId, NodeId], float] = {}
+        self.delays_seconds = (0.0005, 0.004)
+        """The shortest and the longest that a word takes, one way."""
         self._accept: dict[NodeId, tuple[Accept, contextvars.Context | None]] = {}
         self._ends: list[SimChannel] = []
         self._serving: set[asyncio.Task[None]] = set()
@@ -125,7 +127,7 @@ class Network:
         way = (source, target)
         if way not in self._dice:
             self._dice[way] = random.Random(f"{self._seed} {source} {target}")
-        return self._dice[way].uniform(0.0005, 0.004) + self._slow.get(way, 0.0)
+        return self._dice[way].uniform(*self.delays_seconds) + self._slow.get(way, 0.0)
 
     def is_cut(self, source: NodeId, target: NodeId) -> bool:
         return (source, target) in self._cut

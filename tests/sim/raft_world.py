@@ -11,6 +11,7 @@ from pathlib import Path
 from unittest import mock
 
 from butterfly_cluster import raft_sync, snapshot_shelf
+from butterfly_cluster.raft import LAN, WAN, Timing
 from butterfly_cluster.raft_codec import BATCH_BYTES_MAX, SNAPSHOT_CHUNK_BYTES
 from tests.sim.aimed import ROUNDS, Aimed
 from tests.sim.clients import Clients
@@ -20,6 +21,8 @@ from tests.sim.nemesis import Nemesis
 from tests.sim.virtual_loop import run_virtually, the_loop
 
 IN_MEMORY = Path("/dev/shm")
+WIDE_EVERY, WIDE_REST = 10, 7
+WIDE_DELAYS_SECONDS = (0.02, 0.15)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,7 @@ class Setting:
     compact_after_entries: int
     virtual_seconds: float
     clients_per_second: float
+    timing: Timing
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,8 @@ class Story:
 
 
 def setting_of(seed: int) -> Setting:
-    """The same for the same seed."""
+    """The same for the same seed. Those that end with 7 play in a wide area, more slowly."""
+    wide = seed % WIDE_EVERY == WIDE_REST
     dice = random.Random(f"setting {seed}")
     return Setting(
         founders=dice.choice([3, 3, 3, 5, 5]),
@@ -68,8 +73,9 @@ def setting_of(seed: int) -> Setting:
         batch_bytes=dice.choice([400, 2000, BATCH_BYTES_MAX]),
         chunk_bytes=dice.choice([300, 3000, SNAPSHOT_CHUNK_BYTES]),
         compact_after_entries=dice.choice([20, 60, 5000]),
-        virtual_seconds=6.0,
-        clients_per_second=dice.choice([8.0, 15.0, 25.0]),
+        virtual_seconds=24.0 if wide else 6.0,
+        clients_per_second=dice.choice([8.0, 15.0, 25.0]) / (4 if wide else 1),
+        timing=WAN if wide else LAN,
     )
 
 
@@ -100,7 +106,11 @@ def run_seed(seed: int, tell: Callable[[str], None] | None = None) -> Story:
             founders, learners = setting.founders, setting.learners
 
             async def play() -> Story:
-                cluster = Cluster(seed, directory, founders, learners, disks=disks)
+                cluster = Cluster(
+                    seed, directory, founders, learners, disks=disks, timing=setting.timing
+                )
+                if setting.timing is WAN:
+                    cluster.network.delays_seconds = WIDE_DELAYS_SECONDS
                 cluster.compact_after_entries = setting.compact_after_entries
                 if tell is not None:
                     _narrate(cluster, tell)
@@ -121,8 +131,8 @@ async def _play(seed: int, setting: Setting, cluster: Cluster) -> Story:
         await nemesis.end()
         await clients.finish()
         try:
-            await cluster.until_led(15.0)
-            await cluster.until_equal()
+            await cluster.until_led(15.0 * cluster.pace)
+            await cluster.until_equal(20.0 * cluster.pace)
         except TimeoutError:
             cluster.invariants.broken(f"healed, but it did not converge: {_state_of(cluster)}")
     clients.judge()
@@ -149,13 +159,13 @@ async def _load(cluster: Cluster, clients: Clients, per_second: float) -> None:
 
 async def _trouble(cluster: Cluster, nemesis: Nemesis, setting: Setting) -> None:
     aimed = Aimed(cluster, nemesis)
-    await asyncio.sleep(0.8)
+    await asyncio.sleep(0.8 * cluster.pace)
     while the_loop().time() < setting.virtual_seconds:
         if setting.aim and cluster.dice.random() < 0.4:
             await aimed.round(setting.aim)
         else:
             await nemesis.strike()
-            await asyncio.sleep(cluster.dice.uniform(0.05, 1.2))
+            await asyncio.sleep(cluster.dice.uniform(0.05, 1.2) * cluster.pace)
 
 
 def _state_of(cluster: Cluster) -> dict[str, tuple[int, int, int, bool]]:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from butterfly_cluster.raft import LAN, WAN, Timing
 from tests.sim.mutants import MUTANTS
-from tests.sim.raft_world import Story, check_seed, run_seed
+from tests.sim.raft_world import WIDE_EVERY, Story, check_seed, run_seed, setting_of
 
 SEEDS = 200
 BATCHES = 4
@@ -54,13 +55,21 @@ def test_many_more_seeds_hold(batch: int) -> None:
     assert not problems
 
 
-def test_a_story_is_worth_telling() -> None:
-    story: Story = run_seed(11)
+@pytest.mark.parametrize(("seed", "timing"), [(11, LAN), (17, WAN)], ids=["lan", "wan"])
+def test_a_story_is_worth_telling(seed: int, timing: Timing) -> None:
+    story: Story = run_seed(seed)
 
+    assert story.setting.timing is timing
     assert story.acknowledged > 20
     assert story.operations > 20
     assert story.elections >= 2
     assert story.undecided == 0
+
+
+def test_every_tenth_story_plays_in_a_wide_area() -> None:
+    wide = [seed for seed in range(SEEDS) if setting_of(seed).timing is WAN]
+
+    assert len(wide) == SEEDS // WIDE_EVERY
 
 
 def test_the_same_seed_is_the_same_story_in_any_process() -> None:
