@@ -108,10 +108,7 @@ async def look_up(lookup: Lookup) -> Found:
 
 async def servers_asked(lookup: Lookup) -> tuple[Address, ...]:
     """The servers in the order they are asked. Raises Unreachable when the system names none."""
-    try:
-        resolver = await _resolver(lookup)
-    except dns.exception.DNSException as error:
-        raise Unreachable(f"no DNS server in {lookup.resolv_conf}: {error}") from error
+    resolver = await _resolver(lookup)
     plain = (server for server in resolver.nameservers if isinstance(server, str))
     return lookup.servers or tuple(Address(server, resolver.port) for server in plain)
 
@@ -124,12 +121,19 @@ async def _resolver(lookup: Lookup) -> dns.asyncresolver.Resolver:
             dns.nameserver.Do53Nameserver(server.host, server.port) for server in lookup.servers
         ]
     else:
-        path = str(lookup.resolv_conf)
-        resolver = await asyncio.to_thread(dns.asyncresolver.Resolver, path)
+        resolver = await asyncio.to_thread(_of_system, lookup.resolv_conf)
         resolver.nameservers = resolver.nameservers[:SERVERS_MAX]
     resolver.timeout = lookup.timeout_seconds
     resolver.lifetime = lookup.timeout_seconds * (1 + len(resolver.nameservers))
     return resolver
+
+
+def _of_system(resolv_conf: Path) -> dns.asyncresolver.Resolver:
+    """Raises Unreachable for a file that cannot be read or used: another program writes it."""
+    try:
+        return dns.asyncresolver.Resolver(str(resolv_conf))
+    except (dns.exception.DNSException, ValueError, OSError) as error:
+        raise Unreachable(f"no DNS server from {resolv_conf}: {error}; mend that file") from error
 
 
 async def _records(resolver: dns.asyncresolver.Resolver, lookup: Lookup) -> Found:

@@ -1,14 +1,16 @@
 """Records are read alike by every viewer, and hold for their TTL within bounds."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from butterfly_core.address import Address, parse_address
-from butterfly_core.errors import InvalidValue
+from butterfly_core.errors import InvalidValue, Unreachable
 from butterfly_discovery.book import ADDRESSES_PER_SOURCE_MAX
 from butterfly_discovery.dialable import dialable
-from butterfly_discovery.dns import SERVERS_MAX, DnsSource, Lookup
+from butterfly_discovery.dns import SERVERS_MAX, DnsSource, Lookup, look_up, servers_asked
 from butterfly_discovery.dns_records import SECONDS_MAX, found, hold_seconds
 
 SERVER = parse_address("127.0.0.1:53")
@@ -85,3 +87,27 @@ def test_settings_that_cannot_work_are_refused(
 ) -> None:
     with pytest.raises(InvalidValue, match=told):
         Lookup("a.test", port, tuple(servers))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"nameserver not-an-ip\n",
+        b"nameserver 10.0.0.2\nnameserver 10.0.0.3:53\n",
+        b"# caf\xe9\nnameserver 10.0.0.2\n",
+        b"search a..b\nnameserver 10.0.0.2\n",
+        b"nameserver\n",
+        b"",
+    ],
+)
+async def test_an_unusable_resolv_conf_is_no_answer_and_named(
+    tmp_path: Path, content: bytes
+) -> None:
+    conf = tmp_path / "resolv.conf"
+    conf.write_bytes(content)
+    lookup = Lookup("nodes.example.com", 7000, resolv_conf=conf)
+
+    with pytest.raises(Unreachable, match=str(conf)):
+        await look_up(lookup)
+    with pytest.raises(Unreachable, match=str(conf)):
+        await servers_asked(lookup)
