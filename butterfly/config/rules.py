@@ -75,7 +75,9 @@ def _faults(parts: Parts) -> Iterator[Fault]:
     if security:
         yield from _secret_files(security)
     if node and security:
-        yield from _beyond_loopback(node, security)
+        yield from _beyond_loopback(cluster, node, security)
+    if cluster and security:
+        yield from _unsigned(cluster, security)
 
 
 def _placed(name: str, message: str, settings: Mapping[str, Setting]) -> Problem:
@@ -213,19 +215,49 @@ def _certificates(security: SecuritySection) -> Iterator[Fault]:
         yield "security.cluster_secret_file", f"cannot stand beside {given[0]}; {advice}"
 
 
-def _beyond_loopback(node: NodeSection, security: SecuritySection) -> Iterator[Fault]:
+def _beyond_loopback(
+    cluster: ClusterSection | None, node: NodeSection, security: SecuritySection
+) -> Iterator[Fault]:
     """Loopback needs no secrets; beyond it they are needed, or said to be left out."""
     if security.insecure:
         return
     or_else = "or say insecure = true on a network you trust"
-    if not node.bind_address.is_loopback:
-        where = f"bind_address {node.bind_address} is open to other machines"
+    where = _leaves_loopback(cluster, node)
+    if where is not None:
         if security.cluster_secret_file is None and security.ca_file is None:
-            or_else = f"or ca_file, certificate_file and private_key_file; {or_else}"
-            yield "security.cluster_secret_file", f"must be set: {where}; {or_else}"
+            files = f"or ca_file, certificate_file and private_key_file; {or_else}"
+            yield "security.cluster_secret_file", f"must be set: {where}; {files}"
         if security.data_plane == "plain":
             advice = f'use "aead" or "mac", {or_else}'
             yield "security.data_plane", f"{where} and plain data can be read and forged; {advice}"
     if not node.http_address.is_loopback and security.api_keys_file is None:
         where = f"http_address {node.http_address} is open to other machines"
         yield "security.api_keys_file", f"must be set: {where}; {or_else}"
+
+
+def _leaves_loopback(cluster: ClusterSection | None, node: NodeSection) -> str | None:
+    """Why other machines can speak to this node, or it to them; None when they cannot.
+
+    A node that listens on loopback alone still believes those whom it dials.
+    """
+    if not node.bind_address.is_loopback:
+        return f"bind_address {node.bind_address} is open to other machines"
+    if not node.advertise_address.is_loopback:
+        return f"advertise_address {node.advertise_address} is for other machines"
+    if cluster is None:
+        return None
+    if cluster.discovery_method != "static":
+        return f'discovery_method = "{cluster.discovery_method}" may name other machines'
+    far = next((seed for seed in cluster.seed_nodes if not seed.is_loopback), None)
+    return None if far is None else f"seed node {far} may be another machine"
+
+
+def _unsigned(cluster: ClusterSection, security: SecuritySection) -> Iterator[Fault]:
+    """Multicast is signed with the cluster secret; certificates sign no announcements."""
+    if cluster.discovery_method == "multicast" and security.ca_file and not security.insecure:
+        yield (
+            "cluster.discovery_method",
+            '"multicast" is signed with cluster_secret_file, which ca_file replaces: anybody in '
+            'the network could announce nodes; use "static", "dns" or "consul", or say '
+            "insecure = true on a network you trust",
+        )

@@ -22,6 +22,7 @@ def findings(*servers: object) -> list[Finding]:
         "discovery.dns_servers": [str(server) for server in servers],
         "model.source_type": "filesystem",
         "model.source_path": "/models/m",
+        "security.insecure": True,
     }
     config = load_config(None, environ={}, flags=flags)
     return list(look_at_names(Situation(config, node_at("http://127.0.0.1:1"))))

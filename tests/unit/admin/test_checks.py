@@ -38,6 +38,7 @@ def config(**changed: object) -> NodeConfig:
         "cluster.seed_nodes": ["seed.example:7000"],
         "model.source_type": "filesystem",
         "model.source_path": "/models/m",
+        "security.insecure": True,
         **changed,
     }
     return load_config(None, environ={}, flags=flags)

@@ -43,8 +43,11 @@ def refusal(values: dict[str, object], *, environ: dict[str, str] | None = None)
         ({"node.bind_address": "7000"}, "write host:port"),
         ({"node.bind_address": 7000}, "must be text: host:port"),
         ({"node.bind_address": "[::]:7000", "security.insecure": True}, "advertise_address = "),
-        ({"node.advertise_address": "0.0.0.0:7000"}, "an address that other nodes can dial"),
-        ({"node.advertise_address": "10.0.0.1:0"}, "an address that other nodes can dial"),
+        (
+            {"node.advertise_address": "0.0.0.0:7000", "security.insecure": True},
+            "an address that other nodes can dial",
+        ),
+        ({"node.advertise_address": "localhost:0"}, "an address that other nodes can dial"),
         ({"node.bind_address": "127.0.0.1:8080"}, "port 8080 is taken by bind_address"),
         ({"node.bind_address": "localhost:8080"}, "port 8080 is taken by bind_address"),
         ({"node.bind_address": "10.0.0.1:7000"}, "is open to other machines"),
@@ -64,7 +67,10 @@ def refusal(values: dict[str, object], *, environ: dict[str, str] | None = None)
         ({"cluster.seed_nodes": "a:1;b"}, "is not an address"),
         ({"cluster.seed_nodes": 7}, "must be a list of addresses"),
         ({"cluster.seed_nodes": []}, "a worker without seed nodes finds nobody"),
-        ({"cluster.seed_nodes": ["10.0.0.1:7000"]}, "10.0.0.1:7000 cannot reach 127.0.0.1:7000"),
+        (
+            {"cluster.seed_nodes": ["10.0.0.1:7000"], "security.insecure": True},
+            "10.0.0.1:7000 cannot reach 127.0.0.1:7000",
+        ),
         ({"cluster.dead_after_seconds": float("inf")}, "seconds, from 0.5 to 600"),
         ({"cluster.plan_grace_seconds": -1}, "seconds, from 0 to 86400"),
         ({"model.source_path": "big-llama"}, "ships with the package: toy-llama; did you mean"),
@@ -132,6 +138,65 @@ def test_plain_data_beyond_loopback_must_be_said_to_be_insecure(tmp_path: Path) 
     assert load({**values, "security.data_plane": "mac"}).security.data_plane == "mac"
     assert "read and forged" in refusal({**values, "security.data_plane": "plain"})
     assert load({**values, "security.data_plane": "plain", "security.insecure": True})
+
+
+OUTWARD: dict[str, dict[str, object]] = {
+    "seed node gpu-1.example:7000 may be": {
+        "cluster.seed_nodes": ["127.0.0.1:7000", "gpu-1.example:7000"]
+    },
+    "advertise_address gpu-1.example:7000 is": {"node.advertise_address": "gpu-1.example:7000"},
+    'discovery_method = "dns" may': {
+        "cluster.discovery_method": "dns",
+        "cluster.seed_nodes": [],
+        "cluster.quorum_size": 2,
+        "discovery.dns_name": "nodes.example",
+    },
+    'discovery_method = "consul" may': {
+        "cluster.discovery_method": "consul",
+        "cluster.seed_nodes": [],
+        "cluster.quorum_size": 2,
+    },
+    'discovery_method = "multicast" may': {
+        "cluster.discovery_method": "multicast",
+        "cluster.seed_nodes": [],
+        "cluster.quorum_size": 2,
+    },
+}
+
+
+@pytest.mark.parametrize("why", OUTWARD)
+def test_a_node_that_may_dial_other_machines_needs_what_proves_them(
+    tmp_path: Path, why: str
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("x" * 32)
+    outward = OUTWARD[why]
+
+    text = refusal(outward)
+
+    assert text.count("  - ") == 1
+    assert f"cluster_secret_file: must be set: {why}" in text
+    assert load({**outward, "security.insecure": True})
+    assert load({**outward, "security.cluster_secret_file": str(secret)})
+
+
+def test_loopback_seeds_by_number_or_name_need_no_secret() -> None:
+    seeds = ["127.0.0.2:7000", "localhost:7001", "[::1]:7002"]
+
+    assert load({"cluster.seed_nodes": seeds}).security.cluster_secret_file is None
+
+
+def test_multicast_with_certificates_is_refused_because_nothing_signs_it(tmp_path: Path) -> None:
+    values = (
+        certificate_files(tmp_path, *CERTIFICATE_KEYS)
+        | OUTWARD['discovery_method = "multicast" may']
+    )
+
+    text = refusal(values)
+
+    assert text.count("  - ") == 1
+    assert "signed with cluster_secret_file, which ca_file replaces" in text
+    assert load({**values, "security.insecure": True})
 
 
 CERTIFICATE_KEYS = ("ca_file", "certificate_file", "private_key_file")
@@ -278,7 +343,7 @@ def test_a_variable_is_read_in_the_type_of_its_key(variable: str, text: str, val
 def test_seed_nodes_in_a_variable_stand_between_commas_and_count_once() -> None:
     flags = {"cluster_name": "x", "model.source_type": "embedded", "model_path": "toy-llama"}
     environ = {"BUTTERFLY_CLUSTER_SEED_NODES": "a:1, b:2,a:1"}
-    config = load_config(None, environ=environ, flags=flags)
+    config = load_config(None, environ=environ, flags={**flags, "security.insecure": True})
 
     assert [str(seed) for seed in config.cluster.seed_nodes] == ["a:1", "b:2"]
 
