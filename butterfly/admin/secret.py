@@ -14,14 +14,17 @@ STAGES = ("add", "switch", "finish")
 _NEXT = {
     "add": """\
 {path} now holds the old secret, which still mints, and a new one, which is accepted.
-1. Copy this file over the cluster secret file of every node (owner: the node's user, mode 600).
-   Running nodes notice within seconds; none is restarted.
-2. On every node, look at "accepts" in the security part of /status: it must name two secrets.
+1. Do not run this stage on another node, where it would draw another secret: copy this file over
+   the cluster secret file of every node (owner: the node's user, mode 600). Running nodes notice
+   within seconds; none is restarted.
+2. On every node, look at "accepts" in the security part of /status: it must show these two
+   fingerprints.
 3. Only then, on every node: butterfly-admin secret rotate --stage switch {path}""",
     "switch": """\
 {path} now lets the new secret mint; the old one is still accepted.
 1. Do the same on every node. Running nodes notice within seconds.
-2. On every node, look at "mints" in the security part of /status: it must be the same on all.
+2. On every node, look at "mints" in the security part of /status: it must be the fingerprint
+   that mints here.
 3. Only then, on every node: butterfly-admin secret rotate --stage finish {path}""",
     "finish": """\
 {path} now holds the new secret alone; the old one is refused for new connections.
@@ -33,12 +36,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     create = actions.add_parser("create", help="make a file with a new secret, mode 600")
     create.add_argument("path", metavar="PATH", help="a file that is not there yet; - prints it")
-    rotate = actions.add_parser("rotate", help="take one step of a change of the secret")
+    rotate = actions.add_parser(
+        "rotate",
+        help="take one step of a change of the secret",
+        description="add runs on one node, whose file is then copied to the others; switch and "
+        "finish run on every node. After each step the fingerprints must be the same on all.",
+    )
     rotate.add_argument(
         "--stage",
         choices=STAGES,
         required=True,
-        help="add: accept a new secret; switch: mint with it; finish: drop the old one",
+        help="add (on one node): draw a new secret and accept it; switch (on every node): mint "
+        "with it; finish (on every node): drop the old one",
     )
     rotate.add_argument("path", type=Path, metavar="PATH", help="the cluster secret file")
 
@@ -49,6 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "rotate":
         rotate_secret_file(arguments.path, arguments.stage)
         print(_NEXT[arguments.stage].format(path=arguments.path))
+        print(_fingerprints(arguments.path))
     elif arguments.path == "-":
         print(new_secret())
     else:
@@ -58,3 +68,12 @@ def run(arguments: argparse.Namespace) -> int:
             "and set [security] cluster_secret_file"
         )
     return EXIT_OK
+
+
+def _fingerprints(path: Path) -> str:
+    """As ``/status`` shows them. Raises ConfigError."""
+    from butterfly_wire.credentials import SecretFile
+
+    mints, *others = SecretFile(path).load().accepts
+    shown = [f"  {mints}  mints and is accepted", *(f"  {each}  is accepted" for each in others)]
+    return "\n".join(["Fingerprints, to be the same on all nodes before the next step:", *shown])

@@ -1,5 +1,6 @@
 """Making and changing the secret's file by hand."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from butterfly.admin import secret
 from butterfly.admin.exits import EXIT_OK, EXIT_USAGE
 from butterfly.admin.main import main
+from butterfly_wire.credentials import SecretFile
 from butterfly_wire.secret import load_secret
 from butterfly_wire.secret_file import STAGES
 
@@ -76,6 +78,35 @@ def test_three_steps_replace_the_secret_and_say_what_is_next(
     assert not {old, new} & set((shown.out + shown.err).split())
     assert path.stat().st_mode & 0o777 == 0o600
     assert [entry.name for entry in tmp_path.iterdir()] == ["cluster.secret"]
+
+
+def test_every_step_prints_the_fingerprints_that_status_shows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "cluster.secret"
+    main(["secret", "create", str(path)])
+    for stage, count in (("add", 2), ("switch", 2), ("finish", 1)):
+        capsys.readouterr()
+        main(["secret", "rotate", "--stage", stage, str(path)])
+
+        lines = capsys.readouterr().out.splitlines()[-count:]
+        loaded = SecretFile(path).load()
+        assert [line.split()[0] for line in lines] == list(loaded.accepts)
+        assert [line.split()[0] for line in lines if "mints" in line] == [loaded.mints]
+
+
+def test_add_says_that_its_file_is_copied_because_each_run_draws_another_secret(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    main(["secret", "create", str(one)])
+    shutil.copy(one, other)
+
+    main(["secret", "rotate", "--stage", "add", str(one)])
+    main(["secret", "rotate", "--stage", "add", str(other)])
+
+    assert words(one)[1] != words(other)[1]
+    assert "Do not run this stage on another node" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
