@@ -33,6 +33,7 @@ _MALFORMED = (
     x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
 )
+_COMPARED = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +81,23 @@ def load_certificates(ca: Path, certificate: Path, private_key: Path) -> Certifi
         leaf = x509.load_pem_x509_certificates(chain_pem)[0]
         _check_usage(certificate, leaf)
         named, issuer = _named(certificate, leaf), _name(leaf.issuer)
+        since, until = leaf.not_valid_before_utc, leaf.not_valid_after_utc
+        public_key = leaf.public_key().public_bytes(*_COMPARED)
     key_pem = _read("private_key_file", private_key, secret=True)
-    _check_key(private_key, key_pem, certificate, leaf)
+    with _well_formed("private_key_file", private_key):
+        belongs = _public_of(private_key, key_pem) == public_key
+    if not belongs:
+        raise ConfigError(
+            f"private_key_file {private_key} does not belong to certificate_file {certificate}; "
+            "replace both together"
+        )
     return Certificates(
         certificate_file=certificate,
         shown_pem=key_pem + b"\n" + chain_pem,
         trusted_pem=trusted_pem,
         named=named,
-        since=leaf.not_valid_before_utc,
-        until=leaf.not_valid_after_utc,
+        since=since,
+        until=until,
         issuer=issuer,
         trusted_names=trusted_names,
     )
@@ -138,20 +147,14 @@ def _well_formed(key: str, path: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_key(path: Path, pem: bytes, certificate: Path, leaf: x509.Certificate) -> None:
+def _public_of(path: Path, pem: bytes) -> bytes:
+    """The public half of a private key. Raises ConfigError."""
     if b"ENCRYPTED" in pem:
         raise ConfigError(
             f"private_key_file {path} is encrypted; a node cannot ask for a password: store it "
             "decrypted, mode 600"
         )
-    with _well_formed("private_key_file", path):
-        key = load_pem_private_key(pem, None)
-    form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    if key.public_key().public_bytes(*form) != leaf.public_key().public_bytes(*form):
-        raise ConfigError(
-            f"private_key_file {path} does not belong to certificate_file {certificate}; "
-            "replace both together"
-        )
+    return load_pem_private_key(pem, None).public_key().public_bytes(*_COMPARED)
 
 
 def _check_usage(path: Path, leaf: x509.Certificate) -> None:

@@ -180,6 +180,25 @@ def test_a_certificate_with_a_part_that_cannot_be_read_is_a_problem_by_the_name_
     assert f"{place}_file {getattr(files, place)}" in watch.problem
 
 
+def test_a_certificate_of_an_unknown_kind_of_key_is_a_problem_by_the_name_of_its_file(
+    tmp_path: Path,
+) -> None:
+    lab = OperatorAuthority()
+    files = write_files(tmp_path / "anna", lab.pem, lab.sign())
+    watch = CredentialWatch(files, ANNA)
+    pem, key = lab.sign()
+    der = ssl.PEM_cert_to_DER_cert(pem.decode())
+    curve = bytes.fromhex("06082a8648ce3d030107")  # prime256v1; the other one has no name
+    unknown = der.replace(curve, curve[:-1] + b"\x7f")
+
+    write_files(tmp_path / "anna", lab.pem, (ssl.DER_cert_to_PEM_cert(unknown).encode(), key))
+    watch.look()
+    watch.look()
+
+    assert watch.problem is not None
+    assert f"certificate_file {files.certificate} is not what it must be" in watch.problem
+
+
 def test_a_certificate_that_ends_soon_is_a_problem_before_it_does(tmp_path: Path) -> None:
     lab = OperatorAuthority()
     shown = lab.sign(until=NOW + timedelta(hours=30))
