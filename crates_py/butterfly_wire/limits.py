@@ -18,7 +18,9 @@ class WireLimits:
     connections_max: int = 512
     """Connections past their hello, at one listener."""
     unauthenticated_max: int = 64
-    """Connections before the end of their hello; one more evicts the oldest."""
+    """Connections before the end of their hello; one more waits until one is slow."""
+    unauthenticated_per_host_max: int = 32
+    """The same from one IP address that is not loopback; one more is closed."""
     exchanges_max: int = 1024
     """Calls and streams under way on one connection."""
     stream_window_bytes: int = 1 << 20

@@ -12,7 +12,6 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from butterfly_core.address import Address
 from butterfly_core.errors import ButterflyError, ConfigError, Refused, Unreachable
@@ -22,6 +21,7 @@ from butterfly_wire.connection import Connection, tls_reason
 from butterfly_wire.dialing import peer_of
 from butterfly_wire.identity import TlsIdentity, refusals
 from butterfly_wire.limits import DEFAULT_LIMITS, WireLimits
+from butterfly_wire.newcomers import Newcomer, Newcomers
 from butterfly_wire.tasks import Tasks
 from butterfly_wire.tickets import (
     PREAMBLE_BYTES,
@@ -35,6 +35,8 @@ from butterfly_wire.tickets import (
 
 _TLS_HANDSHAKE = 0x16
 _ACCEPT_AGAIN_SECONDS = 0.2
+_BACKLOG = 512
+"""Connections that the kernel holds while all places of newcomers are taken."""
 _log = logging.getLogger(__name__)
 
 
@@ -57,7 +59,7 @@ class PeerListener(Acceptor):
         self._bind = bind
         self._identity = identity
         self._tasks = Tasks(f"listener {bind}")
-        self._newcomers: dict[asyncio.Task[None], None] = {}
+        self._newcomers = Newcomers(limits)
         self._tickets = TicketOffice(limits.tickets_max)
         self._socket: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
@@ -77,8 +79,8 @@ class PeerListener(Acceptor):
         self._tickets.close()
         if self._socket is None or self._accepting is None:
             return
-        for task in (self._accepting, *self._newcomers):
-            task.cancel()
+        self._accepting.cancel()
+        self._newcomers.cancel_all()
         await asyncio.wait([self._accepting])
         self._socket.close()
         self._socket = None
@@ -99,7 +101,8 @@ class PeerListener(Acceptor):
         """Counts since the start, and what is open now."""
         return {
             "accepted": self._counts["accepted"],
-            "evicted": self._counts["evicted"],
+            "evicted": self._newcomers.evicted_count,
+            "turned_away": self._counts["turned_away"],
             "handshakes_failed": self._counts["handshakes_failed"],
             "data_connections": self._counts["data_connections"],
             "tickets_refused": self._counts["tickets_refused"],
@@ -112,6 +115,7 @@ class PeerListener(Acceptor):
     async def _accept_all(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            await self._newcomers.room()
             try:
                 sock, where = await loop.sock_accept(listening)
             except ConnectionError:
@@ -122,29 +126,24 @@ class PeerListener(Acceptor):
                 await asyncio.sleep(_ACCEPT_AGAIN_SECONDS)
                 continue
             self._counts["accepted"] += 1
-            self._receive_newcomer(_Newcomer(sock, Address(*where[:2])))
+            self._receive_newcomer(Newcomer(sock, Address(*where[:2]), loop.time()))
+            await asyncio.sleep(0)  # accepting what waits already would let nobody else run
 
-    def _receive_newcomer(self, newcomer: "_Newcomer") -> None:
-        if len(self._newcomers) >= self.limits.unauthenticated_max:
-            # An honest peer is through in milliseconds: the oldest is the likeliest to be none.
-            oldest = next(iter(self._newcomers))
-            del self._newcomers[oldest]
-            oldest.cancel()
-            self._counts["evicted"] += 1
-        task = self._tasks.start(self._welcome_newcomer(newcomer))
-        self._newcomers[task] = None
-        task.add_done_callback(lambda _: self._settled(task, newcomer))
+    def _receive_newcomer(self, newcomer: Newcomer) -> None:
+        if not self._newcomers.may_come(newcomer.where):
+            self._counts["turned_away"] += 1
+            newcomer.close_unless_taken()
+            return
+        self._newcomers.add(self._tasks.start(self._welcome_newcomer(newcomer)), newcomer)
 
-    def _settled(self, task: asyncio.Task[None], newcomer: "_Newcomer") -> None:
-        self._newcomers.pop(task, None)
-        newcomer.close_unless_taken()
-
-    async def _welcome_newcomer(self, newcomer: "_Newcomer") -> None:
+    async def _welcome_newcomer(self, newcomer: Newcomer) -> None:
         task = asyncio.current_task()
         assert task is not None
         try:
             async with asyncio.timeout(self.limits.handshake_timeout_seconds):
-                if await _first_byte(newcomer.sock) != _TLS_HANDSHAKE:
+                first = await _first_byte(newcomer.sock)
+                newcomer.spoke = True
+                if first != _TLS_HANDSHAKE:
                     await self._redeem(newcomer)
                     return
                 connection, peer_id, purpose = await self._handshake(newcomer)
@@ -155,10 +154,10 @@ class PeerListener(Acceptor):
             level = logging.DEBUG if isinstance(error, Unreachable) else logging.INFO
             _log.log(level, "refused a connection from %s: %s", newcomer.where, reason)
             return
-        self._settled(task, newcomer)
+        self._newcomers.settle(task, newcomer)
         await self._serve(connection, peer_id, purpose)
 
-    async def _handshake(self, newcomer: "_Newcomer") -> tuple[Connection, NodeId, str]:
+    async def _handshake(self, newcomer: Newcomer) -> tuple[Connection, NodeId, str]:
         connection = Connection(str(newcomer.where), self.limits)
         refused: list[ssl.SSLError] = []
         refusals.set(refused)  # each newcomer has a task, and so a context, of its own
@@ -183,7 +182,7 @@ class PeerListener(Acceptor):
             if not connection.begun:
                 connection.abort(Unreachable(f"{newcomer.where}: not welcomed"))
 
-    async def _redeem(self, newcomer: "_Newcomer") -> None:
+    async def _redeem(self, newcomer: Newcomer) -> None:
         """Hand the socket of a data connection to who waits for it. Raises Refused."""
         shown = await _read_exactly(newcomer.sock, PREAMBLE_BYTES)
         magic, ticket = shown[: len(TICKET_MAGIC)], shown[len(TICKET_MAGIC) :]
@@ -198,26 +197,13 @@ class PeerListener(Acceptor):
         newcomer.taken = True
 
 
-@dataclass
-class _Newcomer:
-    """An accepted socket whose sender is not known yet."""
-
-    sock: socket.socket
-    where: Address
-    taken: bool = False
-
-    def close_unless_taken(self) -> None:
-        if not self.taken:
-            self.sock.close()
-
-
 async def _listen(bind: Address) -> socket.socket:
     try:
         found = await asyncio.get_running_loop().getaddrinfo(
             bind.host, bind.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
         family, _, _, _, where = found[0]
-        sock = socket.create_server(where[:2], family=family, backlog=128)
+        sock = socket.create_server(where[:2], family=family, backlog=_BACKLOG)
     except OSError as error:
         advice = {
             errno.EADDRINUSE: "another program listens there; stop it or set another bind_address",

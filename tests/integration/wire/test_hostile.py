@@ -97,7 +97,7 @@ async def test_who_does_not_say_hello_is_closed(tcp: World) -> None:
 
 
 async def test_idle_newcomers_do_not_keep_an_honest_one_out(tcp: World) -> None:
-    tcp.limits = replace(tcp.limits, unauthenticated_max=5, handshake_timeout_seconds=30.0)
+    tcp.limits = replace(tcp.limits, unauthenticated_max=5, handshake_timeout_seconds=3.0)
     listener, address = await listening(tcp)
     idle = [await asyncio.open_connection(address.host, address.port) for _ in range(20)]
     await until(lambda: listener.statistics()["accepted"] == 20)
@@ -106,6 +106,51 @@ async def test_idle_newcomers_do_not_keep_an_honest_one_out(tcp: World) -> None:
     counts = listener.statistics()
     assert counts["evicted"] >= 15
     assert counts["unauthenticated"] <= 5
+    for _, writer in idle:
+        writer.transport.abort()
+
+
+async def test_more_honest_dialers_at_once_than_there_are_places_all_get_in(tcp: World) -> None:
+    tcp.limits = replace(tcp.limits, handshake_timeout_seconds=60.0)
+    listener, address = await listening(tcp)
+    pools = [tcp.pool() for _ in range(200)]
+
+    answers = await asyncio.gather(
+        *(pool.call(address, "echo", {}, timeout_seconds=60) for pool in pools)
+    )
+
+    assert answers == [{"caller": BERT}] * 200
+    counts = listener.statistics()
+    assert counts["accepted"] == counts["connections"] == 200
+    assert counts["evicted"] == 0
+
+
+async def test_one_host_s_idle_newcomers_leave_places_for_other_hosts(
+    tcp: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hosts are played: every connection comes from loopback."""
+    tcp.limits = replace(
+        tcp.limits,
+        unauthenticated_max=4,
+        unauthenticated_per_host_max=3,
+        handshake_timeout_seconds=30.0,
+    )
+    loop = asyncio.get_running_loop()
+    accept, hosts = loop.sock_accept, ["10.0.0.66"] * 8
+
+    async def from_afar(sock: Any) -> Any:
+        accepted, (_, port) = await accept(sock)
+        return accepted, (hosts.pop() if hosts else "10.0.0.1", port)
+
+    monkeypatch.setattr(loop, "sock_accept", from_afar)
+    listener, address = await listening(tcp)
+    idle = [await asyncio.open_connection(address.host, address.port) for _ in range(8)]
+    await until(lambda: listener.statistics()["accepted"] == 8)
+    counts = listener.statistics()
+    assert counts["unauthenticated"] == 3
+    assert counts["turned_away"] + counts["evicted"] == 5
+
+    assert await tcp.pool().call(address, "echo", {}, timeout_seconds=5) == {"caller": BERT}
     for _, writer in idle:
         writer.transport.abort()
 
