@@ -62,7 +62,11 @@ class Pool:
         Raises as ``call`` does; Unreachable too when nothing comes for the idle timeout.
         """
         timeout_seconds = self._dialer.limits.handshake_timeout_seconds
-        calls = await self._connected(address, expect, timeout_seconds)
+        try:
+            async with asyncio.timeout(timeout_seconds):  # others may be dialling first
+                calls = await self._connected(address, expect, timeout_seconds)
+        except TimeoutError as error:
+            raise Unreachable(f"no connection to {address} within {timeout_seconds} s") from error
         items = calls.stream(method, body, idle_timeout_seconds)
         try:
             async for item in items:
@@ -90,22 +94,31 @@ class Pool:
     ) -> Calls:
         gate = self._gates.setdefault(address, _Gate())
         gate.waiting_count += 1
+        failures_before = gate.failures_count
         try:
             async with gate.lock:
-                return self._calls.get(address) or await self._dial(
-                    address, expect, timeout_seconds
-                )
+                if (calls := self._calls.get(address)) is not None:
+                    return calls
+                if gate.failures_count > failures_before:
+                    raise Unreachable(gate.failure)
+                return await self._dial(address, expect, timeout_seconds, gate)
         finally:
             gate.waiting_count -= 1
             if gate.waiting_count == 0:
                 del self._gates[address]
 
-    async def _dial(self, address: Address, expect: NodeId | None, timeout_seconds: float) -> Calls:
+    async def _dial(
+        self, address: Address, expect: NodeId | None, timeout_seconds: float, gate: "_Gate"
+    ) -> Calls:
         if self._closed:
             raise Unreachable(f"{address}: this node closes its connections")
-        connection, peer_id = await self._dialer.dial(
-            address, CONTROL, expect=expect, timeout_seconds=timeout_seconds
-        )
+        try:
+            connection, peer_id = await self._dialer.dial(
+                address, CONTROL, expect=expect, timeout_seconds=timeout_seconds
+            )
+        except Unreachable as error:
+            gate.fail(error)
+            raise
         if self._closed:
             connection.close()
             await connection.wait_ended()
@@ -134,10 +147,16 @@ class Pool:
 
 @dataclass
 class _Gate:
-    """Lets one caller dial while others for the same peer wait for the result."""
+    """Lets one caller dial while others for the same peer wait for the result, good or bad."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     waiting_count: int = 0
+    failures_count: int = 0
+    failure: str = ""
+
+    def fail(self, error: Unreachable) -> None:
+        self.failures_count += 1
+        self.failure = str(error)
 
 
 class PeerPool(Pool):
