@@ -11,7 +11,9 @@ from butterfly_cluster.liveness import witnesses_of
 from butterfly_cluster.observations import Observations
 from butterfly_cluster.state import ClusterState
 from butterfly_core.address import Address
+from butterfly_core.errors import Unreachable
 from butterfly_core.ids import NodeId
+from butterfly_wire.names import connect
 
 Refuses = Callable[[Address], Awaitable[bool]]
 
@@ -26,12 +28,12 @@ async def refuses(address: Address) -> bool:
     """True when the machine there says that nobody listens; False for an answer or silence."""
     try:
         async with asyncio.timeout(PROBE_SECONDS):
-            _, writer = await asyncio.open_connection(address.host, address.port)
+            sock = await connect(address.host, address.port)
     except ConnectionRefusedError:
         return True
-    except (TimeoutError, OSError, ValueError):  # the last: a name that cannot be looked up
+    except (TimeoutError, OSError, ValueError, Unreachable):  # the last two: of its name
         return False
-    writer.close()
+    sock.close()
     return False
 
 

@@ -13,6 +13,7 @@ from butterfly_wire.channel import Channel
 from butterfly_wire.connection import Connection, tls_reason
 from butterfly_wire.identity import SERVER_NAME, TlsIdentity
 from butterfly_wire.limits import DEFAULT_LIMITS, WireLimits
+from butterfly_wire.names import connect
 from butterfly_wire.protocol import SPOKEN, Hello, Versions
 
 
@@ -80,8 +81,7 @@ class TlsDialer(GreetingDialer):
     async def _connect(self, connection: Connection, address: Address) -> NodeId | None:
         await asyncio.get_running_loop().create_connection(
             lambda: connection,
-            address.host,
-            address.port,
+            sock=await connect(address.host, address.port),
             ssl=self._identity.client_context(),
             server_hostname=SERVER_NAME,
             ssl_handshake_timeout=self.limits.handshake_timeout_seconds,

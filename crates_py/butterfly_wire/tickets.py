@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 
 from butterfly_core.address import Address
 from butterfly_core.errors import ProtocolViolation, Refused, Unreachable
+from butterfly_wire.names import connect
 
 Mode = Literal["aead", "mac", "plain"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -134,37 +135,20 @@ async def dial_data(
     A ticket that the peer does not accept shows as the end of the stream at the first read.
     Raises Unreachable.
     """
-    loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(timeout_seconds):
-            found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-            return await _dial_first(found, TICKET_MAGIC + ticket.ticket)
+            sock = await connect(address.host, address.port)
+            return await _shown(sock, TICKET_MAGIC + ticket.ticket)
     except TimeoutError as error:
         raise Unreachable(f"no data connection to {address} within {timeout_seconds} s") from error
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise Unreachable(f"no data connection to {address}: {error}") from error
 
 
-async def _dial_first(found: list[Any], preamble: bytes) -> socket.socket:
-    last: OSError = OSError("the name has no address")
-    for family, kind, protocol, _, where in found:
-        try:
-            return await _dial_one(family, kind, protocol, where, preamble)
-        except OSError as error:
-            last = error
-    raise last
-
-
-async def _dial_one(
-    family: int, kind: int, protocol: int, where: Any, preamble: bytes
-) -> socket.socket:
-    loop = asyncio.get_running_loop()
-    sock = socket.socket(family, kind, protocol)
+async def _shown(sock: socket.socket, preamble: bytes) -> socket.socket:
     try:
-        sock.setblocking(False)
         prepare_data_socket(sock)
-        await loop.sock_connect(sock, where)
-        await loop.sock_sendall(sock, preamble)
+        await asyncio.get_running_loop().sock_sendall(sock, preamble)
         sock.setblocking(True)
     except BaseException:
         sock.close()
