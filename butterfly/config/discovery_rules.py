@@ -3,10 +3,12 @@
 import ipaddress
 from collections.abc import Iterator
 from typing import Final
+from urllib.parse import urlsplit
 
 from butterfly.config.discovery_schema import DiscoverySection
 from butterfly.config.files import cannot_open
 from butterfly.config.schema import ClusterSection
+from butterfly_core.address import parse_address
 
 DYNAMIC_QUORUM_MIN: Final = 2
 _FROM: Final = {
@@ -44,6 +46,7 @@ def discovery_faults(
     if method == "dns":
         yield from _dns_servers(discovery)
     if method == "consul":
+        yield from _consul_url(discovery)
         yield from _consul_files(discovery)
     if method == "multicast":
         yield from _group(discovery)
@@ -71,6 +74,17 @@ def _dns_servers(discovery: DiscoverySection) -> Iterator[tuple[str, str]]:
                 "discovery.dns_servers",
                 f"{server} must be the IP address and port of a DNS server, as 10.0.0.2:53",
             )
+
+
+def _consul_url(discovery: DiscoverySection) -> Iterator[tuple[str, str]]:
+    try:
+        parts = urlsplit(discovery.consul_url)
+        parse_address(parts.netloc if parts.port else f"{parts.netloc}:8500")
+    except ValueError:
+        yield (
+            "discovery.consul_url",
+            "must name a host and, if it is not Consul's own, a port, as http://127.0.0.1:8500",
+        )
 
 
 def _consul_files(discovery: DiscoverySection) -> Iterator[tuple[str, str]]:

@@ -70,7 +70,7 @@ async def ask_consul(
         raise Unreachable(
             f"{settings.where} gave no answer within {limit:g} s; look whether its agent runs"
         ) from None
-    except aiohttp.ClientError as error:
+    except (aiohttp.ClientError, ValueError) as error:  # the latter: a host no resolver takes
         said = _harmless(str(error) or type(error).__name__, token)
         raise Unreachable(f"{settings.where} cannot be asked: {said}") from None
 

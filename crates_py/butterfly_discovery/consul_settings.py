@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from butterfly_core.errors import InvalidValue, Unreachable
+from butterfly_discovery.dialable import dialable
 
 TOKEN_CHARACTERS_MAX = 4096
 _PORTS = {"http": 8500, "https": 8501}
@@ -152,8 +153,8 @@ def _check_url(url: str) -> None:
         parts = urlsplit(url)
         sound = (
             parts.scheme in _PORTS
-            and parts.hostname
             and parts.port != 0
+            and dialable(parts.hostname or "", parts.port or 1)
             and parts.username is None
             and parts.path in ("", "/")
             and not parts.query

@@ -11,6 +11,7 @@ from butterfly_core.errors import Unreachable
 from butterfly_discovery.book import ADDRESSES_PER_SOURCE_MAX
 from butterfly_discovery.claims import Claim
 from butterfly_discovery.consul_claims import ConsulClaims
+from butterfly_discovery.consul_client import ask_consul
 from butterfly_discovery.consul_settings import ConsulSettings
 from butterfly_discovery.consul_source import ConsulSource
 from tests.support.odd_http import HANGS, Stall, odd_http, reply
@@ -244,3 +245,11 @@ async def test_claims_are_read_consistently() -> None:
         assert await ConsulClaims(settings(server.url), cluster_name="test").read() is None
 
     assert "GET /v1/kv/butterfly/test/founding?consistent=1 " in server.asked[0]
+
+
+async def test_a_host_that_no_resolver_takes_is_unreachable() -> None:
+    async def look(api: Any) -> Any:
+        raise UnicodeError("label empty or too long")
+
+    with pytest.raises(Unreachable, match="cannot be asked"):
+        await ask_consul(settings("http://127.0.0.1:8500"), look, needs="")

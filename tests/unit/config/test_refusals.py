@@ -180,6 +180,21 @@ def test_a_node_that_may_dial_other_machines_needs_what_proves_them(
     assert load({**outward, "security.cluster_secret_file": str(secret)})
 
 
+@pytest.mark.parametrize("host", ["a..b:8500", "consul:0", "consul:99999", "[::1", "x" * 64])
+def test_a_consul_url_without_a_host_that_can_be_dialled_is_refused(host: str) -> None:
+    consul = OUTWARD['discovery_method = "consul" may']
+    values = {**consul, "security.insecure": True, "discovery.consul_url": f"http://{host}"}
+
+    assert "must name a host" in refusal(values)
+
+
+@pytest.mark.parametrize("host", ["consul", "consul:80", "[::1]", "[::1]:8500", "10.0.0.1/"])
+def test_a_consul_url_may_leave_the_port_out(host: str) -> None:
+    consul = OUTWARD['discovery_method = "consul" may']
+
+    assert load({**consul, "security.insecure": True, "discovery.consul_url": f"http://{host}"})
+
+
 def test_loopback_seeds_by_number_or_name_need_no_secret() -> None:
     seeds = ["127.0.0.2:7000", "localhost:7001", "[::1]:7002"]
 

@@ -48,6 +48,10 @@ def test_a_url_names_an_agent(url: str, where: str) -> None:
         "http://[::1",
         "http://con\nsul",
         "http://cönsul",
+        "http://a..b:8500",
+        "http://.consul",
+        "http://[1.2.3.4]",
+        f"http://{'x' * 64}:8500",
     ],
 )
 def test_a_wrong_url_is_refused_and_a_secret_in_it_not_shown(url: str) -> None:
