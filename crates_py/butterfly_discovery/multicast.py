@@ -21,6 +21,7 @@ from butterfly_discovery.multicast_messages import (
     Limiter,
     decode,
     encode,
+    next_stamp,
 )
 from butterfly_discovery.multicast_socket import check_group, open_group
 
@@ -161,7 +162,7 @@ class MulticastSource:
             transport.close()
 
     def _datagram(self) -> bytes:
-        self._stamp_ms = max(self._stamp_ms + 1, int(self._wall_clock() * 1000))
+        self._stamp_ms = next_stamp(self._stamp_ms, self._wall_clock())
         announcement = Announcement(self._me, self._stamp_ms)
         return encode(announcement, cluster_name=self._cluster_name, key=self._keys[0])
 

@@ -73,6 +73,17 @@ def _mac(key: bytes, cluster_name: str, body: bytes) -> bytes:
     return hmac.digest(key, struct.pack("!I", len(name)) + name + body, "sha256")
 
 
+def next_stamp(last_ms: int, wall_seconds: float) -> int:
+    """Greater than the last one, unless a corrected clock left that so far behind it that nobody
+    would take it."""
+    now_ms = int(wall_seconds * 1000)
+    return now_ms if _is_left_behind(last_ms, wall_seconds) else max(last_ms + 1, now_ms)
+
+
+def _is_left_behind(stamp_ms: int, wall_seconds: float) -> bool:
+    return stamp_ms / 1000 - wall_seconds > CLOCK_SECONDS_MAX
+
+
 class Limiter:
     """Counts datagrams of the present second, so that a flood costs little."""
 
@@ -113,7 +124,9 @@ class Heard:
         if abs(announcement.stamp_ms / 1000 - wall_seconds) > CLOCK_SECONDS_MAX:
             raise Dropped("clocks differ")
         last = self._last.get(announcement.address)
-        if last and announcement.stamp_ms <= last.stamp_ms:
+        is_older = last is not None and announcement.stamp_ms <= last.stamp_ms
+        # A stamp that a corrected clock left behind would itself be dropped if it came again.
+        if last and is_older and not _is_left_behind(last.stamp_ms, wall_seconds):
             raise Dropped("repeated")
         if not last:
             self._forget(now)

@@ -5,27 +5,30 @@ With the secret every node mints its own certificate. With the operator's certif
 """
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
 from butterfly_core.ids import NodeId
-from butterfly_wire.authority import LEAF_LIFE, Authority
+from butterfly_wire.authority import CLOCK_SKEW, LEAF_LIFE, Authority
 from butterfly_wire.certificates import Certificates, load_certificates
 from butterfly_wire.secret import ClusterSecret, load_secret
-
-_NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a node shows of itself, and until when."""
+    """What a node shows of itself, and when."""
 
     pem: bytes = field(repr=False)
     """Private key, certificate and the chain above it."""
+    since: datetime
     until: datetime
-    renew_at: datetime
-    """From here on another one is due."""
+    renew_at: datetime | None = None
+    """From here on another one is due; None for what comes from outside."""
+
+    def is_due(self, now: datetime) -> bool:
+        """True when another one must be made; also after a clock was set back."""
+        return self.renew_at is not None and not self.since <= now < self.renew_at
 
 
 class Credentials(Protocol):
@@ -76,7 +79,7 @@ class SecretCredentials:
 
     def show(self, node_id: NodeId, now: datetime) -> Shown:
         pem = self._authority.mint(node_id, now)
-        return Shown(pem, now + LEAF_LIFE, now + LEAF_LIFE / 2)
+        return Shown(pem, now - CLOCK_SKEW, now + LEAF_LIFE, now + LEAF_LIFE / 2)
 
 
 class OperatorCredentials:
@@ -92,8 +95,9 @@ class OperatorCredentials:
         self.accepts = certificates.trusted_names
 
     def show(self, node_id: NodeId, now: datetime) -> Shown:
-        self._certificates.check(node_id, now)
-        return Shown(self._certificates.shown_pem, self._certificates.until, _NEVER)
+        files = self._certificates
+        files.check(node_id, now)
+        return Shown(files.shown_pem, files.since, files.until)
 
 
 class CredentialSource(Protocol):

@@ -7,6 +7,7 @@ when the files behind them have changed (``watching.py``). What stands keeps its
 import os
 import ssl
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -28,7 +29,7 @@ the error comes out of the handshake."""
 _NAME_CHARS_MAX = 80
 
 
-def _now() -> datetime:
+def now_utc() -> datetime:
     return datetime.now(UTC)
 
 
@@ -52,10 +53,11 @@ class TlsIdentity:
         credentials: ClusterSecret | Credentials,
         node_id: NodeId,
         *,
-        clock: Callable[[], datetime] = _now,
+        clock: Callable[[], datetime] = now_utc,
     ) -> None:
         self.node_id = node_id
         self._clock = clock
+        self._changing = threading.Lock()
         if isinstance(credentials, ClusterSecret):
             credentials = SecretCredentials(credentials)
         self._contexts = self._made(credentials)
@@ -66,16 +68,23 @@ class TlsIdentity:
         return self._contexts.credentials
 
     @property
+    def shown_since(self) -> datetime:
+        """When the certificate that this node shows begins."""
+        return self._current().shown.since
+
+    @property
     def shown_until(self) -> datetime:
-        """When the certificate that this node shows ends."""
-        return self._contexts.shown.until
+        """When it ends."""
+        return self._current().shown.until
 
     def replace(self, credentials: Credentials) -> None:
         """Use other credentials for new connections; safe in any thread.
 
         Raises ConfigError for those that no peer would accept; then nothing changes.
         """
-        self._contexts = self._made(credentials)
+        made = self._made(credentials)
+        with self._changing:
+            self._contexts = made
 
     def server_context(self) -> ssl.SSLContext:
         """The context for accepted connections."""
@@ -97,8 +106,12 @@ class TlsIdentity:
         return node_id_of(certificate)
 
     def _current(self) -> _Contexts:
-        if self._clock() >= self._contexts.shown.renew_at:
-            self._contexts = self._made(self._contexts.credentials)
+        before = self._contexts
+        if before.shown.is_due(self._clock()):
+            made = self._made(before.credentials)
+            with self._changing:
+                if self._contexts is before:  # else they were replaced meanwhile
+                    self._contexts = made
         return self._contexts
 
     def _made(self, credentials: Credentials) -> _Contexts:

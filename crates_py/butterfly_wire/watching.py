@@ -3,13 +3,13 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from butterfly_core.errors import ConfigError
 from butterfly_core.ids import NodeId
 from butterfly_wire.credentials import CredentialSource
-from butterfly_wire.identity import TlsIdentity
+from butterfly_wire.identity import TlsIdentity, now_utc
 
 LOOK_SECONDS = 1.0
 WARNED_BEFORE = timedelta(days=3)
@@ -25,12 +25,19 @@ class CredentialWatch:
     read half. Files that cannot be used are a problem, and what was in use stays.
     """
 
-    def __init__(self, source: CredentialSource, node_id: NodeId) -> None:
+    def __init__(
+        self,
+        source: CredentialSource,
+        node_id: NodeId,
+        *,
+        clock: Callable[[], datetime] = now_utc,
+    ) -> None:
         """Raises ConfigError when the files cannot be used now."""
         self._source = source
+        self._clock = clock
         # Before the first reading, so that no change after it is missed.
         self._used = self._seen = self._signature()
-        self.identity = TlsIdentity(source.load(), node_id)
+        self.identity = TlsIdentity(source.load(), node_id, clock=clock)
         self._unusable: str | None = None
         self.changes_count = 0
 
@@ -74,13 +81,18 @@ class CredentialWatch:
         return tuple(_signature(path) for path in self._source.paths)
 
     def _ending(self) -> str | None:
-        until = self.identity.shown_until
-        left = until - datetime.now(UTC)
-        if left > WARNED_BEFORE:
-            return None
+        since, until, now = self.identity.shown_since, self.identity.shown_until, self._clock()
         files = ", ".join(str(path) for path in self._source.paths)
-        when = "has expired" if left <= timedelta(0) else "expires soon"
-        return f"the certificate of this node ({files}) {when}: valid to {until:%Y-%m-%d %H:%M} UTC"
+        whose = f"the certificate of this node ({files})"
+        if now < since:
+            return (
+                f"{whose} is not yet valid: valid from {since:%Y-%m-%d %H:%M} UTC, and this "
+                f"machine's clock says {now:%Y-%m-%d %H:%M}; check the clock"
+            )
+        if until - now > WARNED_BEFORE:
+            return None
+        when = "has expired" if until <= now else "expires soon"
+        return f"{whose} {when}: valid to {until:%Y-%m-%d %H:%M} UTC"
 
 
 def _signature(path: Path) -> tuple[int, ...]:

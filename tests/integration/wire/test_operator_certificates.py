@@ -42,7 +42,7 @@ class Careless:
         self._pem = pem
 
     def show(self, node_id: NodeId, now: object) -> Shown:
-        return Shown(self._pem, NOW + timedelta(days=1), NOW + timedelta(days=1))
+        return Shown(self._pem, NOW - timedelta(days=1), NOW + timedelta(days=1))
 
 
 def own(folder: Path, *uris: str) -> Credentials:

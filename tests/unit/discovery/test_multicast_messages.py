@@ -19,6 +19,7 @@ from butterfly_discovery.multicast_messages import (
     Limiter,
     decode,
     encode,
+    next_stamp,
 )
 
 KEY = b"k" * 32
@@ -161,3 +162,24 @@ def test_settings_that_cannot_work_are_refused(
 ) -> None:
     with pytest.raises(InvalidValue, match=told):
         MulticastSource("lab", me, key=key, group=group, interface=interface)
+
+
+def test_stamps_grow_also_while_the_clock_steps_back_a_little() -> None:
+    assert next_stamp(0, 1000.0) == 1_000_000
+    assert next_stamp(1_000_000, 990.0) == 1_000_001
+    assert next_stamp(1_000_000, 1000.0 - CLOCK_SECONDS_MAX) == 1_000_001
+
+
+def test_a_clock_that_was_far_ahead_and_is_corrected_is_believed_by_sender_and_hearer() -> None:
+    ahead, corrected = 5000.0, 1000.0
+    heard = Heard(silent_seconds=10)
+    stamp_ms = next_stamp(0, ahead)
+    heard.take(Announcement(A, stamp_ms), now=0.0, wall_seconds=ahead)
+
+    stamp_ms = next_stamp(stamp_ms, corrected)
+
+    assert stamp_ms == 1_000_000
+    heard.take(Announcement(A, stamp_ms), now=1.0, wall_seconds=corrected)
+    assert heard.alive(10.5) == {A}
+    with pytest.raises(Dropped, match="repeated"):
+        heard.take(Announcement(A, stamp_ms), now=1.0, wall_seconds=corrected)

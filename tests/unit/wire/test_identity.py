@@ -8,6 +8,7 @@ import pytest
 from butterfly_core.errors import NotAuthenticated
 from butterfly_core.ids import NodeId
 from butterfly_wire.authority import LEAF_LIFE
+from butterfly_wire.credentials import SecretCredentials, Shown
 from butterfly_wire.identity import TlsIdentity, node_id_of
 from butterfly_wire.secret import ClusterSecret
 
@@ -112,6 +113,36 @@ def test_contexts_are_kept_until_half_of_the_certificate_s_life_is_over() -> Non
 
     assert renewed is not first
     assert node.server_context() is renewed
+
+
+def test_a_clock_that_was_set_back_behind_a_certificate_renews_it() -> None:
+    clock = [NOW + timedelta(days=10)]
+    node = TlsIdentity(ClusterSecret(NEW), ANNA, clock=lambda: clock[0])
+    with pytest.raises(ssl.SSLCertVerificationError, match="not yet valid"):
+        meet(node, identity(BERT, NEW))
+
+    clock[0] = NOW
+
+    meet(node, identity(BERT, NEW))
+    assert node.shown_since < NOW
+
+
+def test_a_renewal_does_not_undo_a_replacement_that_came_meanwhile() -> None:
+    class Slow(SecretCredentials):
+        """While it makes a certificate anew, another thread has replaced it."""
+
+        def show(self, node_id: NodeId, now: datetime) -> Shown:
+            if now == NOW:
+                node.replace(SecretCredentials(ClusterSecret(NEW)))
+            return super().show(node_id, now)
+
+    clock = [NOW - LEAF_LIFE / 2]
+    node = TlsIdentity(Slow(ClusterSecret(OLD)), ANNA, clock=lambda: clock[0])
+    clock[0] = NOW
+
+    node.server_context()
+
+    meet(node, identity(BERT, NEW))
 
 
 @pytest.mark.parametrize(

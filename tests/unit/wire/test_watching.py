@@ -206,3 +206,26 @@ def test_a_certificate_that_ends_soon_is_a_problem_before_it_does(tmp_path: Path
 
     assert watch.problem is not None
     assert "expires soon" in watch.problem
+
+
+def test_a_certificate_that_begins_in_the_future_of_a_corrected_clock_is_a_problem(
+    tmp_path: Path,
+) -> None:
+    lab, clock = OperatorAuthority(), [NOW]
+    files = write_files(tmp_path, lab.pem, lab.sign(since=NOW - timedelta(hours=1)))
+    watch = CredentialWatch(files, ANNA, clock=lambda: clock[0])
+    assert watch.problem is None
+
+    clock[0] = NOW - timedelta(days=2)
+
+    assert watch.problem is not None
+    assert "not yet valid" in watch.problem
+
+
+def test_a_minted_certificate_is_no_problem_after_the_clock_was_set_back(path: Path) -> None:
+    clock = [NOW]
+    watch = CredentialWatch(SecretFile(path), ANNA, clock=lambda: clock[0])
+
+    clock[0] = NOW - timedelta(days=100)
+
+    assert watch.problem is None
