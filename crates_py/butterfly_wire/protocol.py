@@ -137,12 +137,17 @@ def error_to_map(error: ButterflyError) -> dict[str, Any]:
     classes = [c.__name__ for c in type(error).__mro__ if issubclass(c, ButterflyError)]
     known: dict[str, Any] = {
         "classes": classes[:_CLASSES_MAX],
-        "message": str(error)[:_MESSAGE_CHARS_MAX],
+        "message": _sendable(str(error)[:_MESSAGE_CHARS_MAX]),
     }
     if isinstance(error, NotServing):
-        known["phase"] = error.phase
+        known["phase"] = _sendable(error.phase)
         known["retry_after_seconds"] = error.retry_after_seconds
     return known
+
+
+def _sendable(text: str) -> str:
+    """Without lone surrogates, as names of files may bring them: UTF-8 has none."""
+    return text.encode(errors="replace").decode()
 
 
 def error_from_map(meta: Mapping[str, Any]) -> ButterflyError:

@@ -210,3 +210,10 @@ def test_any_map_is_an_error_or_a_violation(meta: dict[str, Any]) -> None:
     except ProtocolViolation:
         return
     assert isinstance(error, ButterflyError)
+
+
+def test_an_error_about_a_name_that_is_no_unicode_can_be_sent() -> None:
+    told = error_from_map(unpack_map(pack_map(error_to_map(StorageError("/models/caf\udce9")))))
+
+    assert isinstance(told, StorageError)
+    assert str(told) == "/models/caf?"
