@@ -203,7 +203,7 @@ async def _listen(bind: Address) -> socket.socket:
             bind.host, bind.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
         family, _, _, _, where = found[0]
-        sock = socket.create_server(where[:2], family=family, backlog=_BACKLOG)
+        sock = socket.create_server(where, family=family, backlog=_BACKLOG)
     except OSError as error:
         advice = {
             errno.EADDRINUSE: "another program listens there; stop it or set another bind_address",

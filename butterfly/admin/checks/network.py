@@ -60,7 +60,8 @@ def _peer(situation: Situation) -> str | None:
     from butterfly.admin.checks.whoami import ask_who
 
     bound = situation.known.node.bind_address
-    address = Address("127.0.0.1", bound.port) if bound.is_wildcard else bound
+    here = "::1" if ":" in bound.host else "127.0.0.1"
+    address = Address(here, bound.port) if bound.is_wildcard else bound
     try:
         return ask_who(situation.known, address)
     except ButterflyError:

@@ -1,6 +1,7 @@
 """diagnose calls seeds over the real authenticated wire."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from butterfly.admin.checks.finding import Finding, Verdict
 from butterfly.admin.checks.network import look_at_ports, look_at_seeds
 from butterfly.admin.checks.situation import Situation
 from butterfly.admin.node_http import node_at
-from butterfly.config import load_config
+from butterfly.config import NodeConfig, load_config
 from butterfly_core.address import Address
 from butterfly_core.ids import NodeId
 from butterfly_wire.identity import TlsIdentity
@@ -51,6 +52,7 @@ def situation(peer: Address, secret: Path, *, name: str = "c", bind: str = "") -
         "model.source_type": "embedded",
         "model.source_path": "toy-llama",
         "node.bind_address": bind or f"127.0.0.1:{free_port()}",
+        "node.advertise_address": "localhost:7000",
         "node.http_address": f"127.0.0.1:{free_port()}",
         "security.cluster_secret_file": str(secret),
     }
@@ -101,3 +103,22 @@ async def test_a_peer_port_held_by_a_node_of_this_cluster_is_fine(
 
     assert port.verdict is Verdict.PASS
     assert port.seen == f"{peer} is held by the running node abababab"
+
+
+async def test_a_peer_port_held_on_all_ipv6_addresses_is_asked_at_the_loopback_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Address] = []
+
+    def ask_who(config: NodeConfig, address: Address) -> str:
+        asked.append(address)
+        return PEER
+
+    monkeypatch.setattr("butterfly.admin.checks.whoami.ask_who", ask_who)
+    with socket.create_server(("::", 0), family=socket.AF_INET6) as held:
+        bound, seed = Address("::", held.getsockname()[1]), Address("127.0.0.1", 7000)
+        at = situation(seed, secret_file(tmp_path, "right-" * 8), bind=str(bound))
+        port, _ = await asyncio.to_thread(look_at_ports, at)
+
+    assert port.verdict is Verdict.PASS
+    assert asked == [Address("::1", bound.port)]

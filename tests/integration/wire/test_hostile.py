@@ -1,7 +1,9 @@
 """Peers that do harm: slow, silent, lying, garbled or killed ones."""
 
 import asyncio
+import errno
 import signal
+import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from butterfly_core.address import Address
-from butterfly_core.errors import NotAuthenticated, Refused, Unreachable
+from butterfly_core.errors import ConfigError, NotAuthenticated, Refused, Unreachable
 from butterfly_core.ids import NodeId
 from butterfly_wire.dialing import dial_channel
 from butterfly_wire.frames import FrameDecoder, FrameKind, encode_frame
@@ -335,6 +337,26 @@ async def test_running_out_of_descriptors_does_not_end_the_listener(
 
     assert await tcp.pool().call(address, "echo", {}, timeout_seconds=5) == {"caller": BERT}
     assert not failures
+
+
+async def test_a_link_local_address_is_bound_on_its_own_interface(
+    tcp: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound: list[Any] = []
+
+    def create_server(address: Any, **_: Any) -> socket.socket:
+        bound.append(address)
+        raise OSError(errno.EADDRNOTAVAIL, "not here")
+
+    async def getaddrinfo(*_: Any, **__: Any) -> list[Any]:
+        return [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("fe80::1%eth7", 7000, 0, 7))]
+
+    monkeypatch.setattr(socket, "create_server", create_server)
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
+    with pytest.raises(ConfigError, match="mend bind_address"):
+        await tcp.listener(bind=Address("fe80::1%eth7", 7000)).start()
+
+    assert bound == [("fe80::1%eth7", 7000, 0, 7)]
 
 
 PEER = """
