@@ -1,11 +1,7 @@
 """Real processes on a disk that is really full, and killed at random moments."""
 
 import asyncio
-import contextlib
-import os
 import random
-import shutil
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -13,7 +9,7 @@ import pytest
 
 from butterfly_core.ids import NodeId
 from tests.integration.raft.fleet import Fleet
-from tests.support.needs import need
+from tests.support.small_disk import fill, free, small_disk
 
 SMALL_DISK_BYTES = 1 << 20
 
@@ -26,22 +22,9 @@ async def fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB where the second member keeps its data."""
-    need(os.geteuid() == 0 and shutil.which("mount") is not None, "root, to mount a small disk")
-    place = tmp_path / f"{2:032x}"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK_BYTES}", "tmpfs", str(place)]
-    need(subprocess.run(mount, check=False).returncode == 0, "the right to mount a tmpfs")
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=True)
-
-
-def fill(ballast: Path) -> None:
-    """Take all the space that is left on the disk."""
-    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
-        while True:
-            file.write(b"x" * 512)
+def disk_of_the_second(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / f"{2:032x}", SMALL_DISK_BYTES) as place:
+        yield place
 
 
 async def until_mute(fleet: Fleet, me: NodeId, writer: NodeId) -> int:
@@ -54,20 +37,19 @@ async def until_mute(fleet: Fleet, me: NodeId, writer: NodeId) -> int:
 
 
 async def test_a_full_disk_makes_one_member_mute_until_space_is_free_and_it_restarts(
-    small_disk: Path, fleet: Fleet
+    disk_of_the_second: Path, fleet: Fleet
 ) -> None:
     await fleet.start(*fleet.founders)
     first, full, third = fleet.founders
     await fleet.write(first, "before")
-    ballast = small_disk / "ballast"
-    fill(ballast)
+    fill(disk_of_the_second)
     await until_mute(fleet, full, first)
     await fleet.write(third, "meanwhile")
     await fleet.write(full, "through the mute one")
     await fleet.until_all_have({"before", "meanwhile", "through the mute one"})
     assert not (await fleet.members[full].ask("status"))["is_leader"]
 
-    ballast.unlink()
+    free(disk_of_the_second)
     await fleet.kill(full)
     await fleet.start(full)
     await fleet.until_all_have({"before", "meanwhile", "through the mute one"})
