@@ -5,10 +5,12 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from butterfly_core.ids import NodeId
+from tests.support.namespaces import Host
 
 ROOT = Path(__file__).parents[3]
 MEMBER = Path(__file__).with_name("member.py")
@@ -51,21 +53,26 @@ class Process:
 
 
 class Fleet:
-    """Members by id; all know each other's ports."""
+    """Members by id; all know each other's addresses."""
 
-    def __init__(self, directory: Path, founders: int) -> None:
+    def __init__(self, directory: Path, founders: int, hosts: Sequence[Host] = ()) -> None:
+        """With ``hosts``, each founder runs on one of its own."""
         self._directory = directory
         self.founders = [NodeId(f"{number:032x}") for number in range(1, founders + 1)]
         self.members: dict[NodeId, Process] = {}
-        self._ports: dict[NodeId, int] = {}
+        self.hosts = dict(zip(self.founders, hosts, strict=False))
+        self._addresses: dict[NodeId, tuple[str, int]] = {}
 
     async def start(self, *nodes: NodeId) -> None:
-        """Start members and tell all about their ports."""
+        """Start members and tell all where they are."""
         for me in nodes:
             self.members[me] = await self._spawn(me)
-            self._ports[me] = self.members[me].port
+            self._addresses[me] = (self._host(me), self.members[me].port)
         for process in self.members.values():
-            await process.ask("ports", ports=self._ports)
+            await process.ask("addresses", addresses=self._addresses)
+
+    def _host(self, me: NodeId) -> str:
+        return self.hosts[me].address if me in self.hosts else "127.0.0.1"
 
     async def _spawn(self, me: NodeId) -> Process:
         data_dir = self._directory / me
@@ -74,9 +81,11 @@ class Fleet:
             "me": me,
             "data_dir": str(data_dir),
             "founders": self.founders,
-            "port": self._ports.get(me, 0),
+            "address": self._addresses.get(me, (self._host(me), 0)),
         }
+        prefix = self.hosts[me].prefix if me in self.hosts else ()
         process = await asyncio.create_subprocess_exec(
+            *prefix,
             sys.executable,
             str(MEMBER),
             json.dumps(given),

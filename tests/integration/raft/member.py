@@ -18,7 +18,7 @@ FRAME_BYTES_MAX = 32 << 20
 
 
 class SocketChannel:
-    """A ChannelLike over one TCP connection, without any protection: for loopback only."""
+    """A ChannelLike over one TCP connection, without any protection: for tests only."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
@@ -50,10 +50,12 @@ class SocketChannel:
 class Member:
     """The node, its socket and its state machine: a list of texts."""
 
-    def __init__(self, me: NodeId, data_dir: Path, founders: list[NodeId], port: int) -> None:
+    def __init__(
+        self, me: NodeId, data_dir: Path, founders: list[NodeId], address: tuple[str, int]
+    ) -> None:
         self.me, self.items = me, list[str]()
-        self.ports: dict[NodeId, int] = {}
-        self._port = port
+        self.addresses: dict[NodeId, tuple[str, int]] = {}
+        self._address = address
         self.node = RaftNode(
             me=me,
             voters=frozenset(founders),
@@ -67,13 +69,17 @@ class Member:
             compact_after_entries=200,
         )
 
+    def last_of(self, key: str) -> str | None:
+        """What was written last with this first word."""
+        return next((item for item in reversed(self.items) if item.split()[0] == key), None)
+
     def restore(self, state: bytes) -> None:
         self.items[:] = json.loads(state)
 
     async def dial(self, peer: NodeId) -> SocketChannel:
-        if peer not in self.ports:
+        if peer not in self.addresses:
             raise Unreachable(f"no address of {peer}")
-        channel = SocketChannel(*await asyncio.open_connection("127.0.0.1", self.ports[peer]))
+        channel = SocketChannel(*await asyncio.open_connection(*self.addresses[peer]))
         channel.peer_id = peer
         channel.send(self.me.encode())
         return channel
@@ -88,7 +94,7 @@ class Member:
             channel.close()
 
     async def run(self) -> None:
-        server = await asyncio.start_server(self.accept, "127.0.0.1", self._port)
+        server = await asyncio.start_server(self.accept, *self._address)
         async with server, asyncio.TaskGroup() as tasks:
             tasks.create_task(self.node.run())
             say({"port": server.sockets[0].getsockname()[1]})
@@ -113,11 +119,15 @@ class Member:
     async def do(self, asked: dict[str, Any]) -> dict[str, Any]:
         seconds = asked.get("seconds", 5.0)
         match asked["do"]:
-            case "ports":
-                self.ports = {NodeId(peer): port for peer, port in asked["ports"].items()}
+            case "addresses":
+                told = asked["addresses"].items()
+                self.addresses = {NodeId(peer): (host, port) for peer, (host, port) in told}
             case "write":
                 body = json.dumps(asked["text"]).encode()
                 return {"index": await self.node.propose(body, timeout_seconds=seconds)}
+            case "read":
+                await self.node.barrier(timeout_seconds=seconds)
+                return {"last": self.last_of(asked["key"])}
             case "add":
                 await self.node.add_voter(NodeId(asked["node"]), timeout_seconds=seconds)
             case "compact":
@@ -140,5 +150,7 @@ def say(answer: dict[str, Any]) -> None:
 if __name__ == "__main__":
     given = json.loads(sys.argv[1])
     asyncio.run(
-        Member(NodeId(given["me"]), Path(given["data_dir"]), given["founders"], given["port"]).run()
+        Member(
+            NodeId(given["me"]), Path(given["data_dir"]), given["founders"], given["address"]
+        ).run()
     )
