@@ -1,9 +1,9 @@
 """Five real nodes, each a host of its own, while the network between them breaks.
 
 Promises that hold at every moment are looked at all the time, from outside: one cluster, one
-coordinator in a term, no epoch that goes back, no wrong token in any answer. The bound on how
-long a cut-off node may still admit requests is the lease plus what these looks and a busy
-machine add to it.
+coordinator in a term, no epoch that goes back, no wrong token in any answer. A cut-off node that
+was asked later than the lease after the cut, and still admitted, broke its word: looks on a busy
+machine come late, but that makes none of them too strict.
 """
 
 import json
@@ -14,7 +14,7 @@ from functools import partial
 
 import pytest
 
-from tests.support.eyes import Clients, Eyes, ask
+from tests.support.eyes import Clients, Eyes, UnderWay, ask, nothing_fresh_at, refuses_in_time
 from tests.support.local_cluster import LocalCluster, LocalNode
 from tests.support.namespaces import Host, Switch, switched_cluster
 from tests.support.tiny_models import (
@@ -36,9 +36,13 @@ ASKED = {
     "ignore_eos": True,
 }
 BODY = json.dumps(ASKED).encode()
-LEASE_SECONDS = 2.0
-NOISE_SECONDS = 3.0
+LONG_TOKENS = 480
+EPOCHS_OF_A_RESTART_MAX = 4
+"""Without the node, and with it again; each may fail once when its engine is slow to come."""
 NODES = 5
+LEASE_SECONDS = 2.0
+SILENT_SECONDS = 2.0
+"""A channel on which nothing comes back is given up after this long."""
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +50,22 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     return make_tiny_model(tmp_path_factory.mktemp("model"), layers=6, tokenizer=True)
 
 
-@pytest.fixture(scope="module")
-def expected(tiny: TinyModel) -> str:
+def greedy(tiny: TinyModel, tokens: int) -> str:
     from tokenizers import Tokenizer
 
-    ids = reference_greedy(reference_model(tiny), PROMPT, TOKENS)
+    ids = reference_greedy(reference_model(tiny), PROMPT, tokens)
     text: str = Tokenizer.from_file(str(tiny.folder / "tokenizer.json")).decode(ids)
     return text
+
+
+@pytest.fixture(scope="module")
+def expected(tiny: TinyModel) -> str:
+    return greedy(tiny, TOKENS)
+
+
+@pytest.fixture(scope="module")
+def long_answer(tiny: TinyModel) -> str:
+    return greedy(tiny, LONG_TOKENS)
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +103,24 @@ def knows_all(node: LocalNode) -> bool:
     return node.status().get("cluster_size") == NODES
 
 
+def all_answer(clients: Clients, nodes: list[LocalNode], since: float) -> bool:
+    return clients.answering(since=since) == {node.name for node in nodes}
+
+
 def all_right(eyes: Eyes, clients: Clients, expected: str) -> None:
     assert eyes.broken_promises() == []
     assert {answer.text for answer in clients.good()} <= {expected}
+
+
+def test_a_fresh_status_shows_all_that_was_committed_before_the_question(
+    world: tuple[LocalCluster, Switch],
+) -> None:
+    cluster, _ = world
+    for node in cluster.nodes:
+        committed = max(other.status()["commit_index"] for other in cluster.nodes)
+        code, fresh = node.get("/status?fresh=1")
+        assert code == 200, fresh
+        assert fresh["commit_index"] > committed, "the question has an entry of its own"
 
 
 def test_an_isolated_coordinator_is_replaced_and_admits_nothing(
@@ -104,25 +132,33 @@ def test_an_isolated_coordinator_is_replaced_and_admits_nothing(
     epoch = old.status()["epoch"]
 
     with healed(cluster, switch), Eyes(cluster.nodes) as eyes, Clients(rest, ASKED) as clients:
-        cut_at = time.monotonic()
         switch.isolate(host_of(old, cluster, switch))
+        cut_at = time.monotonic()
         new_epoch = cluster.wait_until_operational(rest, after_epoch=epoch)
         served_at = time.monotonic()
         cluster.wait(lambda: clients.good(since=served_at), "an answer of the majority")
         code, reason = ask(old, BODY)
+        nothing_fresh_at(old)
         isolated_epoch = old.status()["epoch"]
 
     assert new_epoch > epoch
     assert isolated_epoch == epoch, "the isolated node obeys committed entries only"
     assert code == 503
     assert "minority" in reason
-    assert eyes.last_admitted(old, since=cut_at) <= LEASE_SECONDS + NOISE_SECONDS
+    refuses_in_time(eyes, old, cut_at=cut_at, lease_seconds=LEASE_SECONDS)
     all_right(eyes, clients, expected)
 
 
-@pytest.mark.parametrize("how", ["deafen", "silence"])
-def test_a_coordinator_cut_off_one_way_does_not_hold_the_cluster(
-    world: tuple[LocalCluster, Switch], expected: str, how: str
+@pytest.mark.parametrize(
+    ("how", "bound_seconds"),
+    [
+        ("deafen", LEASE_SECONDS),
+        # it still hears its successor, until that one gives up a channel without any answer
+        ("silence", LEASE_SECONDS + SILENT_SECONDS),
+    ],
+)
+def test_a_coordinator_cut_off_one_way_does_not_hold_the_cluster_and_soon_admits_nothing(
+    world: tuple[LocalCluster, Switch], expected: str, how: str, bound_seconds: float
 ) -> None:
     cluster, switch = world
     old = cluster.coordinator()
@@ -131,6 +167,7 @@ def test_a_coordinator_cut_off_one_way_does_not_hold_the_cluster(
 
     with healed(cluster, switch), Eyes(cluster.nodes) as eyes, Clients(rest, ASKED) as clients:
         getattr(switch, how)(host_of(old, cluster, switch))
+        cut_at = time.monotonic()
         cluster.wait_until_operational(rest, after_epoch=epoch)
         served_at = time.monotonic()
         cluster.wait(lambda: clients.good(since=served_at), "an answer of the majority")
@@ -138,11 +175,12 @@ def test_a_coordinator_cut_off_one_way_does_not_hold_the_cluster(
 
     assert len(leads) == 1
     assert leads != {old.status()["node_id"]}
+    refuses_in_time(eyes, old, cut_at=cut_at, lease_seconds=bound_seconds)
     all_right(eyes, clients, expected)
 
 
-def test_a_minority_refuses_and_the_majority_serves(
-    world: tuple[LocalCluster, Switch], expected: str
+def test_a_minority_refuses_and_the_majority_serves_and_ends_the_answer_under_way(
+    world: tuple[LocalCluster, Switch], expected: str, long_answer: str
 ) -> None:
     cluster, switch = world
     leads = cluster.coordinator()
@@ -151,18 +189,24 @@ def test_a_minority_refuses_and_the_majority_serves(
     epoch = leads.status()["epoch"]
 
     with healed(cluster, switch), Eyes(cluster.nodes) as eyes, Clients(majority, ASKED) as clients:
-        cut_at = time.monotonic()
+        under_way = UnderWay(majority[1], ASKED | {"max_tokens": LONG_TOKENS})
+        cluster.wait(lambda: clients.good(), "answers beside the long one")
         for one in minority:
             for other in majority:
                 near, far = (host_of(node, cluster, switch) for node in (one, other))
                 switch.cut(near, far)
                 switch.cut(far, near)
+        cut_at = time.monotonic()
         cluster.wait_until_operational(majority, after_epoch=epoch)
-        refused = [ask(node, BODY)[0] for node in minority]
+        refused = [ask(node, BODY) for node in minority]
+        nothing_fresh_at(minority[0])
+        ended_at, code, text = under_way.answer()
 
-    assert refused == [503, 503]
+    assert [(why, "in a minority" in reason) for why, reason in refused] == [(503, True)] * 2
+    assert ended_at > cut_at, "the answer was not under way any more"
+    assert (code, text) == (200, long_answer)
     for node in minority:
-        assert eyes.last_admitted(node, since=cut_at) <= LEASE_SECONDS + NOISE_SECONDS
+        refuses_in_time(eyes, node, cut_at=cut_at, lease_seconds=LEASE_SECONDS)
     all_right(eyes, clients, expected)
 
 
@@ -182,7 +226,11 @@ def test_a_flapping_link_changes_nobodys_mind_about_what_is_committed(
             time.sleep(0.7)  # shorter and longer than an election, in turn
             switch.heal()
             time.sleep(0.4)
+        whole_at = time.monotonic()
         cluster.wait_until_operational()
+        cluster.wait(
+            lambda: all_answer(clients, cluster.nodes, whole_at), "an answer of every node"
+        )
 
     all_right(eyes, clients, expected)
 
@@ -217,14 +265,20 @@ def test_a_rolling_restart_under_load_loses_no_answer(
     cluster, switch = world
 
     with healed(cluster, switch), Eyes(cluster.nodes) as eyes:
-        for node in cluster.nodes[:3]:
+        for node in cluster.nodes:
             rest = others(cluster, node)
             epoch = node.status()["epoch"]
             with Clients(rest, ASKED) as clients:
                 assert node.stop() == 0
                 cluster.wait_until_operational(rest, after_epoch=epoch)
+                served_at = time.monotonic()
+                cluster.wait(
+                    partial(all_answer, clients, rest, served_at),
+                    "an answer of every other node",
+                )
                 node.start()
                 cluster.wait(partial(knows_all, node), "the node that is back")
-            cluster.wait_until_operational()  # a node that is back gets layers in a quiet moment
+            whole = cluster.wait_until_operational()  # a node that is back gets layers when idle
+            assert whole - epoch <= EPOCHS_OF_A_RESTART_MAX
             assert [answer for answer in clients.answers if answer.code not in (200, 503)] == []
             all_right(eyes, clients, expected)

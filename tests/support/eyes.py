@@ -18,12 +18,22 @@ from tests.support.local_cluster import LocalNode
 
 LOOK_SECONDS = 0.1
 _ANSWER_SECONDS = 1.0
+_SLACK_SECONDS = 0.1
+"""A packet that passed just before a cut is read a moment after it."""
+_FRESH_SECONDS = 3.0
+_HTTP_SLACK_SECONDS = 1.0
+"""Connecting, answering and reading, on a machine that runs five nodes and their engines."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One look at one node: ``at`` is when the answer had come, on the monotonic clock."""
+    """One look at one node, on the monotonic clock.
 
+    ``asked`` is just before the question whether it admits requests, ``at`` when all answers had
+    come: what it says was so at a moment between the two.
+    """
+
+    asked: float
     at: float
     node: str
     node_id: str
@@ -59,11 +69,13 @@ class Eyes:
 
     def _watch(self, node: LocalNode) -> None:
         while not self._stop.wait(LOOK_SECONDS):
-            status, readiness = _get(node, "/status"), _get(node, "/readiness")
+            status, asked = _get(node, "/status"), time.monotonic()
+            readiness = _get(node, "/readiness")
             if status is None or readiness is None:
                 continue
             self.seen.append(
                 Seen(
+                    asked,
                     time.monotonic(),
                     node.name,
                     status["node_id"],
@@ -81,10 +93,14 @@ class Eyes:
         return [seen for seen in list(self.seen) if seen.node == node.name and seen.at >= since]
 
     def last_admitted(self, node: LocalNode, *, since: float) -> float:
-        """Seconds after ``since`` at which it was last seen to admit requests; 0 for never."""
+        """Seconds after ``since`` at which it surely still admitted requests; 0 for never."""
         return max(
-            (seen.at - since for seen in self.of(node, since=since) if seen.admits), default=0
+            (seen.asked - since for seen in self.of(node, since=since) if seen.admits), default=0
         )
+
+    def refusals(self, node: LocalNode, *, since: float) -> list[Seen]:
+        """The looks at which it did not."""
+        return [seen for seen in self.of(node, since=since) if not seen.admits]
 
     def broken_promises(self) -> list[str]:
         """What may never be: two clusters, two coordinators in a term, an epoch that goes back."""
@@ -145,6 +161,10 @@ class Clients:
         """Whole answers to requests that began since then."""
         return [one for one in list(self.answers) if one.code == 200 and one.began >= since]
 
+    def answering(self, *, since: float) -> set[str]:
+        """Which nodes answered what they were asked since then."""
+        return {answer.node for answer in self.good(since=since)}
+
     def _ask_on(self, node: LocalNode) -> None:
         while not self._stop.is_set():
             began = time.monotonic()
@@ -152,6 +172,43 @@ class Clients:
             self.answers.append(Answer(node.name, began, time.monotonic(), code, text))
             if code != 200:
                 self._stop.wait(0.2)
+
+
+class UnderWay:
+    """One long answer that a thread of its own waits for."""
+
+    def __init__(self, node: LocalNode, body: Mapping[str, Any]) -> None:
+        self._node, self._body = node, json.dumps(dict(body)).encode()
+        self._answers: list[tuple[float, int, str]] = []
+        self._thread = threading.Thread(target=self._wait, daemon=True)
+        self._thread.start()
+
+    def _wait(self) -> None:
+        code, text = ask(self._node, self._body)
+        self._answers.append((time.monotonic(), code, text))
+
+    def answer(self) -> tuple[float, int, str]:
+        """Wait for it: when it ended, the code, the text."""
+        self._thread.join()
+        return self._answers[0]
+
+
+def refuses_in_time(eyes: Eyes, node: LocalNode, *, cut_at: float, lease_seconds: float) -> None:
+    """It was seen to refuse for want of a majority, and never to admit after the lease."""
+    reasons = [seen.reason for seen in eyes.refusals(node, since=cut_at)]
+    assert reasons
+    assert any("in a minority" in reason and "voters" in reason for reason in reasons), reasons
+    assert eyes.last_admitted(node, since=cut_at) <= lease_seconds + _SLACK_SECONDS
+
+
+def nothing_fresh_at(node: LocalNode) -> None:
+    """``/status?fresh=1`` is 503 with the reason, in the time that is promised."""
+    asked = time.monotonic()
+    code, body = node.get("/status?fresh=1")
+    assert time.monotonic() - asked <= _FRESH_SECONDS + _HTTP_SLACK_SECONDS
+    assert code == 503, body
+    assert "nothing fresh can be read here" in json.dumps(body)
+    assert "in a minority" in json.dumps(body)
 
 
 def ask(node: LocalNode, body: bytes, timeout_seconds: float = 90.0) -> tuple[int, str]:
