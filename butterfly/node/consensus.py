@@ -150,6 +150,10 @@ class Consensus:
         away = self.voters - {self._me}
         return len(self.voters) - sum(self.seconds_since_heard(v) > within_seconds for v in away)
 
+    def statistics(self) -> Mapping[str, int | float]:
+        """The log's numbers, for metrics; none before this node joined."""
+        return self._raft.statistics() if self._raft else {}
+
     def join(self) -> None:
         """Begin; asking twice is harmless."""
         self._asked_to_join.set()

@@ -12,7 +12,7 @@ from butterfly.api.server import ApiServer
 from butterfly.api.views import Check
 from butterfly.config import NodeConfig
 from butterfly.node.engine import Engine
-from butterfly.node.gauges import Gauges
+from butterfly.node.gauges import Gauges, Meters
 from butterfly.node.local import Local
 from butterfly.node.replica import Replica
 from butterfly.node.serving import Ingress
@@ -41,6 +41,7 @@ class Face:
         ingress: Ingress,
         engine: Engine,
         surroundings: Callable[[], Surroundings],
+        meters: Meters,
         barrier: Callable[[float], Awaitable[int]],
         cache: Path | None,
         api_keys: frozenset[str],
@@ -52,7 +53,7 @@ class Face:
         self._barriers = asyncio.Semaphore(_BARRIERS_AT_ONCE)
         self._cache = cache
         metrics = Metrics()
-        self._gauges = gauges = Gauges(metrics, local, replica, engine, surroundings, cache)
+        self._gauges = gauges = Gauges(metrics, local, replica, engine, surroundings, meters, cache)
         metrics.before_render(gauges.read)
         self._lag = LoopLagSampler(lambda lag: metrics.observe(LOOP_LAG, lag))
         limits = ApiLimits(context_tokens_max=config.engine.kv_cache_tokens)

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,19 @@ from butterfly_weights.cache_files import entries_in
 log = logging.getLogger(__name__)
 
 _CACHE_LOOK_SECONDS: Final = 10.0
+_DROPPED, _CHANNEL = "dropped_", "channel_"
+
+
+@dataclass(frozen=True, slots=True)
+class Meters:
+    """Counts since the start, by name, of what is between this node and the others.
+
+    ``traffic`` of its connections, ``port`` of its listener, ``log`` of its part in the log.
+    """
+
+    traffic: Callable[[], Mapping[str, int]]
+    port: Callable[[], Mapping[str, int]]
+    log: Callable[[], Mapping[str, int | float]]
 
 
 class Gauges:
@@ -30,6 +44,7 @@ class Gauges:
         replica: Replica,
         engine: Engine,
         surroundings: Callable[[], Surroundings],
+        meters: Meters,
         cache: Path | None,
     ) -> None:
         self._metrics = metrics
@@ -37,6 +52,7 @@ class Gauges:
         self._replica = replica
         self._engine = engine
         self._surroundings = surroundings
+        self._meters = meters
         self._cache = cache
         self._cache_bytes = 0
 
@@ -53,6 +69,8 @@ class Gauges:
         self._read_node()
         self._read_cluster()
         self._read_engine()
+        self._read_port()
+        self._read_log()
 
     def _read_node(self) -> None:
         metrics, local = self._metrics, self._local
@@ -92,6 +110,27 @@ class Gauges:
         metrics.set(table.KV_BLOCKS, blocks)
         metrics.set(table.KV_BLOCKS_USED, blocks - told.get("kv_blocks_free", 0))
         metrics.set(table.CACHE_BYTES, self._cache_bytes)
+
+    def _read_port(self) -> None:
+        metrics, traffic, port = self._metrics, self._meters.traffic(), self._meters.port()
+        for way in ("in", "out"):
+            metrics.count_up_to(table.PEER_FRAMES, traffic[f"frames_{way}"], way)
+            metrics.count_up_to(table.PEER_BYTES, traffic[f"bytes_{way}"], way)
+        for reason in ("handshakes_failed", "tickets_refused", "evicted"):
+            metrics.count_up_to(table.PEER_REFUSED, port[reason], reason)
+        metrics.set(table.PEER_CONNECTIONS, port["connections"])
+
+    def _read_log(self) -> None:
+        metrics, log = self._metrics, self._meters.log()
+        for name, count in log.items():
+            if name.startswith(_DROPPED):
+                metrics.count_up_to(table.RAFT_DROPPED, count, name.removeprefix(_DROPPED))
+            elif name.startswith(_CHANNEL):
+                metrics.count_up_to(table.RAFT_CHANNELS, count, name.removeprefix(_CHANNEL))
+        metrics.count_up_to(table.APPLY_FAILURES, log.get("apply_failures", 0))
+        metrics.count_up_to(table.RAFT_SLIPS, log.get("slips", 0))
+        metrics.count_up_to(table.JOURNAL_SYNCS, log.get("journal_syncs", 0))
+        metrics.set(table.DISK_FAILED, log.get("is_mute", 0))
 
 
 def _held_bytes(cache: Path) -> int:

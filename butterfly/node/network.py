@@ -16,6 +16,7 @@ from butterfly_wire.identity import TlsIdentity
 from butterfly_wire.limits import WireLimits
 from butterfly_wire.listener import PeerListener
 from butterfly_wire.pool import PeerPool
+from butterfly_wire.traffic import Traffic
 from butterfly_wire.watching import CredentialWatch
 
 
@@ -30,6 +31,7 @@ class Network:
     addresses: AddressBook
     peers: WirePeers
     discovery: NodeDiscovery
+    traffic: Traffic
 
 
 def make_network(
@@ -39,13 +41,19 @@ def make_network(
     me, name = data_dir.identity.node_id, config.cluster.cluster_name
     tls, credentials = tls_identity(config, me)
     limits = WireLimits(silent_seconds=SILENT_SECONDS[config.cluster.profile])
-    pool = PeerPool(tls, cluster_name=name, node_id=me, limits=limits)
+    traffic = Traffic()
+    pool = PeerPool(tls, cluster_name=name, node_id=me, limits=limits, traffic=traffic)
     addresses = AddressBook(data_dir.path / "peers.json", state)
     return Network(
         tls=tls,
         credentials=credentials,
         listener=PeerListener(
-            config.node.bind_address, tls, cluster_name=name, node_id=me, limits=limits
+            config.node.bind_address,
+            tls,
+            cluster_name=name,
+            node_id=me,
+            limits=limits,
+            traffic=traffic,
         ),
         pool=pool,
         addresses=addresses,
@@ -58,6 +66,8 @@ def make_network(
             limits=limits,
             here=config.node.advertise_address,
             cluster_id=lambda: data_dir.identity.cluster_id,
+            traffic=traffic,
         ),
         discovery=NodeDiscovery(config, me, local),
+        traffic=traffic,
     )

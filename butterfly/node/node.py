@@ -16,6 +16,7 @@ from butterfly.node.coordinator import Coordinator
 from butterfly.node.effects import Effects
 from butterfly.node.engine import Engine
 from butterfly.node.face import Face
+from butterfly.node.gauges import Meters
 from butterfly.node.links import Links
 from butterfly.node.listening import EngineEars
 from butterfly.node.local import Local
@@ -70,7 +71,7 @@ class NodeProgram:
         config, replica = self._config, self._replica
         network = make_network(config, data_dir, self._local, lambda: replica.state)
         self._listener, self._pool = network.listener, network.pool
-        self._credentials = network.credentials
+        self._credentials, self._traffic = network.credentials, network.traffic
         self._addresses, self._discovery = network.addresses, network.discovery
         self._consensus = Consensus(
             config,
@@ -133,6 +134,11 @@ class NodeProgram:
             replica=replica,
             ingress=self._ingress,
             surroundings=self._outlook.surroundings,
+            meters=Meters(
+                traffic=self._traffic.statistics,
+                port=self._listener.statistics,
+                log=self._consensus.statistics,
+            ),
             barrier=self._consensus.barrier,
             cache=cache_directory(config),
             api_keys=load_api_keys(keys_file) if keys_file else frozenset(),

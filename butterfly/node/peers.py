@@ -20,6 +20,7 @@ from butterfly_wire.dialing import dial_channel
 from butterfly_wire.identity import TlsIdentity
 from butterfly_wire.limits import WireLimits
 from butterfly_wire.pool import PeerPool
+from butterfly_wire.traffic import Traffic
 
 RAFT_PURPOSE: Final = "raft"
 _ASK_SECONDS: Final = 2.0
@@ -39,6 +40,7 @@ class WirePeers:
         limits: WireLimits,
         here: Address,
         cluster_id: Callable[[], ClusterId | None],
+        traffic: Traffic,
     ) -> None:
         """``here`` is where others reach this node; they are told of which cluster it is."""
         self._me = me
@@ -49,6 +51,7 @@ class WirePeers:
         self._limits = limits
         self._here = here
         self._cluster_id = cluster_id
+        self._traffic = traffic
 
     async def whoami(self, address: str, /) -> WhoAmI:
         told = {WHERE_KEY: str(self._here), CLUSTER_KEY: self._cluster_id()}
@@ -72,4 +75,5 @@ class WirePeers:
             expect=peer,
             timeout_seconds=timeout_seconds,
             limits=self._limits,
+            traffic=self._traffic,
         )

@@ -75,6 +75,28 @@ LEADER_CHANGES = Metric(C, "raft_leader_changes_total", "Leaders this node has s
 LOG_ENTRIES_REJECTED = Metric(
     C, "log_entries_rejected_total", "Committed entries that changed nothing, as of an old leader"
 )
+RAFT_DROPPED = Metric(
+    C, "raft_messages_dropped_total", "Messages that a rule of the log's guard dropped", ("rule",)
+)
+RAFT_CHANNELS = Metric(
+    C, "raft_channel_events_total", "What became of channels for the log", ("event",)
+)
+RAFT_SLIPS = Metric(C, "raft_slips_total", "Messages and ticks that confused this node's log")
+APPLY_FAILURES = Metric(
+    C, "log_apply_failures_total", "Committed entries that could not be applied"
+)
+JOURNAL_SYNCS = Metric(C, "journal_syncs_total", "Times the log was forced to the disk")
+DISK_FAILED = Metric(
+    G, "journal_failed", "1 when the log cannot be written: no vote until a restart"
+)
+PEER_FRAMES = Metric(
+    C, "peer_frames_total", "Frames on connections between nodes, activations not counted", ("way",)
+)
+PEER_BYTES = Metric(C, "peer_bytes_total", "Bytes of these frames", ("way",))
+PEER_CONNECTIONS = Metric(G, "peer_connections", "Connections that other nodes hold to this one")
+PEER_REFUSED = Metric(
+    C, "peer_connections_refused_total", "Connections to the peer port that were refused", ("why",)
+)
 ENGINE_RESTARTS = Metric(C, "engine_restarts_total", "Engine processes started again")
 LOOP_LAG = Metric(
     H, "event_loop_lag_seconds", "How late the node's event loop woke up", (), _LAG_BUCKETS

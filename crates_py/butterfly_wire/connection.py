@@ -19,6 +19,7 @@ from butterfly_core.errors import (
 from butterfly_wire.frames import Frame, FrameDecoder, FrameKind, encode_frame
 from butterfly_wire.identity import explained
 from butterfly_wire.limits import WireLimits
+from butterfly_wire.traffic import Traffic
 
 _READ_AHEAD_BYTES = 1 << 16
 _WRITE_HIGH_BYTES = 1 << 20
@@ -37,7 +38,7 @@ class Connection(asyncio.Protocol):
     in order, on the event loop, and may pause again.
     """
 
-    def __init__(self, where: str, limits: WireLimits) -> None:
+    def __init__(self, where: str, limits: WireLimits, traffic: Traffic | None = None) -> None:
         self.where = where
         """The peer, for messages: an address, and its id once known."""
         self.limits = limits
@@ -47,6 +48,7 @@ class Connection(asyncio.Protocol):
         """Of the wire, agreed in the hello; 0 before it."""
         self.error: ButterflyError | None = None
         """Why it ended; None while it lives."""
+        self._traffic = traffic or Traffic()
         self._loop = asyncio.get_running_loop()
         self._decoder = FrameDecoder(limits.hello_bytes_max)
         self._consumer: Callable[[Frame], None] | None = None
@@ -74,6 +76,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._heard_at = self._loop.time()
+        self._traffic.bytes_in += len(data)
         if self._decoder.buffered_bytes == 0:
             self._moved_at["in"] = self._heard_at  # a frame begins
         self._decoder.receive(data)
@@ -142,6 +145,7 @@ class Connection(asyncio.Protocol):
                 if frame is None:
                     break
                 self._moved_at["in"] = self._loop.time()
+                self._traffic.frames_in += 1
                 if frame.kind is not FrameKind.PING:
                     self._consumer(frame)
         except ProtocolViolation as violation:
@@ -178,6 +182,7 @@ class Connection(asyncio.Protocol):
             return 0
         self._sent_at = self._loop.time()
         self._sent_bytes += len(data)
+        self._traffic.note_sent(len(data))
         self._transport.write(data)
         return len(data)
 

@@ -15,6 +15,7 @@ from butterfly_wire.identity import SERVER_NAME, TlsIdentity
 from butterfly_wire.limits import DEFAULT_LIMITS, WireLimits
 from butterfly_wire.names import connect
 from butterfly_wire.protocol import SPOKEN, Hello, Versions
+from butterfly_wire.traffic import Traffic
 
 
 class Dialer(Protocol):
@@ -36,13 +37,14 @@ class GreetingDialer(ABC):
         self.limits = limits
         self.node_id = node_id
         self.versions: Versions = SPOKEN
+        self.traffic = Traffic()
         self._cluster_name = cluster_name
 
     async def dial(
         self, address: Address, purpose: str, *, expect: NodeId | None, timeout_seconds: float
     ) -> tuple[Connection, NodeId]:
         """Raises Unreachable, NotAuthenticated, Refused, ProtocolViolation."""
-        connection = Connection(str(address), self.limits)
+        connection = Connection(str(address), self.limits, self.traffic)
         hello = Hello(self.versions, self._cluster_name, self.node_id, purpose)
         try:
             async with asyncio.timeout(timeout_seconds):
@@ -106,9 +108,14 @@ async def dial_channel(
     expect: NodeId | None,
     timeout_seconds: float,
     limits: WireLimits = DEFAULT_LIMITS,
+    traffic: Traffic | None = None,
 ) -> Channel:
-    """Open a channel. Raises Unreachable, NotAuthenticated, Refused."""
+    """Open a channel, counted in ``traffic``.
+
+    Raises Unreachable, NotAuthenticated, Refused.
+    """
     dialer = TlsDialer(identity, cluster_name, node_id, limits)
+    dialer.traffic = traffic or dialer.traffic
     return await open_channel(
         dialer, address, purpose, expect=expect, timeout_seconds=timeout_seconds
     )

@@ -32,6 +32,7 @@ from butterfly_wire.tickets import (
     TicketOffice,
     prepare_data_socket,
 )
+from butterfly_wire.traffic import Traffic
 
 _TLS_HANDSHAKE = 0x16
 _ACCEPT_AGAIN_SECONDS = 0.2
@@ -54,8 +55,10 @@ class PeerListener(Acceptor):
         cluster_name: str,
         node_id: NodeId,
         limits: WireLimits = DEFAULT_LIMITS,
+        traffic: Traffic | None = None,
     ) -> None:
         super().__init__(cluster_name, node_id, limits)
+        self._traffic = traffic or Traffic()
         self._bind = bind
         self._identity = identity
         self._tasks = Tasks(f"listener {bind}")
@@ -158,7 +161,7 @@ class PeerListener(Acceptor):
         await self._serve(connection, peer_id, purpose)
 
     async def _handshake(self, newcomer: Newcomer) -> tuple[Connection, NodeId, str]:
-        connection = Connection(str(newcomer.where), self.limits)
+        connection = Connection(str(newcomer.where), self.limits, self._traffic)
         refused: list[ssl.SSLError] = []
         refusals.set(refused)  # each newcomer has a task, and so a context, of its own
         newcomer.taken = True  # the transport closes it from here on

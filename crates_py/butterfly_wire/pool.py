@@ -13,6 +13,7 @@ from butterfly_wire.dialing import Dialer, TlsDialer
 from butterfly_wire.identity import TlsIdentity
 from butterfly_wire.limits import DEFAULT_LIMITS, WireLimits
 from butterfly_wire.protocol import CONTROL, check_expected
+from butterfly_wire.traffic import Traffic
 
 
 class Pool:
@@ -169,5 +170,8 @@ class PeerPool(Pool):
         cluster_name: str,
         node_id: NodeId,
         limits: WireLimits = DEFAULT_LIMITS,
+        traffic: Traffic | None = None,
     ) -> None:
-        super().__init__(TlsDialer(identity, cluster_name, node_id, limits))
+        dialer = TlsDialer(identity, cluster_name, node_id, limits)
+        dialer.traffic = traffic or dialer.traffic
+        super().__init__(dialer)

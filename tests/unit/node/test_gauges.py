@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from butterfly.node import gauges
-from butterfly.node.gauges import Gauges
+from butterfly.node.gauges import Gauges, Meters
 from butterfly.node.local import Local
 from butterfly.node.replica import Replica
 from butterfly_cluster.node_duties import Facts
@@ -25,6 +25,9 @@ AROUND = SimpleNamespace(
     reports={node(1): {"state": "OPERATIONAL"}},
 )
 
+TRAFFIC = {"frames_in": 11, "bytes_in": 1100, "frames_out": 12, "bytes_out": 1200}
+PORT = {"handshakes_failed": 3, "tickets_refused": 2, "evicted": 1, "connections": 4}
+
 
 class World:
     """Gauges over a cluster of two and a cache."""
@@ -33,6 +36,7 @@ class World:
         self.metrics, local = Metrics(), Local(Facts(registered(1)))
         replica = Replica(local.changed)
         replica.restore_state(active(2))
+        self.log: dict[str, int | float] = {}
         engine = SimpleNamespace(deaths_total=2)
         self.gauges = Gauges(
             self.metrics,
@@ -40,13 +44,14 @@ class World:
             replica,
             engine,  # type: ignore[arg-type] # the one number that is read
             lambda: AROUND,  # type: ignore[arg-type,return-value] # what is read of it
+            Meters(traffic=lambda: TRAFFIC, port=lambda: PORT, log=lambda: self.log),
             cache,
         )
         self.metrics.before_render(self.gauges.read)
 
-    def shown(self, name: str) -> float | None:
+    def shown(self, name: str, **labels: str) -> float | None:
         self.metrics.render()
-        return self.metrics.registry.get_sample_value(name)
+        return self.metrics.registry.get_sample_value(name, labels)
 
     async def look(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Let it walk through the cache once, to the end."""
@@ -102,3 +107,20 @@ async def test_a_walk_that_fails_leaves_the_last_number(
     await world.look(monkeypatch)
 
     assert world.shown(CACHE_BYTES.name) == 100
+
+
+def test_what_was_refused_and_dropped_between_nodes_is_shown() -> None:
+    world = World(None)
+
+    assert world.shown("peer_frames_total", way="in") == 11
+    assert world.shown("peer_bytes_total", way="out") == 1200
+    assert world.shown("peer_connections_refused_total", why="handshakes_failed") == 3
+    assert world.shown("peer_connections") == 4
+    assert world.shown("log_apply_failures_total") == 0, "also before it joined"
+
+    world.log |= {"dropped_sticky": 5, "channel_violations": 6, "apply_failures": 7, "is_mute": 1}
+
+    assert world.shown("raft_messages_dropped_total", rule="sticky") == 5
+    assert world.shown("raft_channel_events_total", event="violations") == 6
+    assert world.shown("log_apply_failures_total") == 7
+    assert world.shown("journal_failed") == 1
