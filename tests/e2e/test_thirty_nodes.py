@@ -1,19 +1,32 @@
 """Thirty real node processes: five vote, the others follow, also when the coordinator dies.
 
-The nodes carry no layers, so they have no engine process and cost little. What grows with the
-number of members is counted, in bytes and messages.
+The nodes carry no layers, so they have no engine process and cost little. What goes over their
+connections while nothing happens is counted, in frames and bytes, by the nodes' own metrics.
 """
 
+import time
+import urllib.request
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from butterfly.node.reports import report_period
+from butterfly_cluster.heartbeats import LEARNER_HEARTBEATS
+from butterfly_cluster.raft_timing import LAN
+from butterfly_wire.limits import WireLimits
 from tests.support.local_cluster import LocalCluster, LocalNode, local_cluster
 
 pytestmark = [pytest.mark.e2e, pytest.mark.chaos]
 
 NODES = 30
 FOUNDERS = 5
+COUNT_SECONDS = 4.0
+HEARTBEATS = 1 / LAN.append_seconds
+QUIET = 4 / LAN.silent_seconds + 3 / WireLimits().ping_seconds
+"""Pings a second between two nodes at most: the log's, and those of its channel and of a control
+connection in either direction."""
 MODEL = {"source_type": "embedded", "source_path": "toy-llama"}
 
 
@@ -31,6 +44,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
         yield made
 
 
+def coordinator_of(nodes: list[LocalNode]) -> LocalNode:
+    """As they see it themselves, at rest."""
+    leads = nodes[0].status()["coordinator"]
+    return next(node for node in nodes if node.status()["node_id"] == leads)
+
+
 def sizes(nodes: list[LocalNode]) -> set[int]:
     return {node.status().get("cluster_size", 0) for node in nodes}
 
@@ -39,7 +58,67 @@ def voters(node: LocalNode) -> set[str]:
     return {member["node_id"] for member in node.status()["members"] if member["voter"]}
 
 
-def test_twenty_five_that_join_at_once_follow_five_voters(cluster: LocalCluster) -> None:
+@dataclass(frozen=True)
+class Load:
+    """Of one node: frames and bytes a second, in either direction."""
+
+    frames_in: float
+    frames_out: float
+    bytes_in: float
+    bytes_out: float
+
+
+def counted(node: LocalNode) -> tuple[float, dict[str, float]]:
+    """When, and what went over the node's connections until then."""
+    with urllib.request.urlopen(f"{node.url}/metrics", timeout=10) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+        samples = [sample for family in families for sample in family.samples]
+    return time.monotonic(), {
+        f"{what}_{sample.labels['way']}": sample.value
+        for what in ("frames", "bytes")
+        for sample in samples
+        if sample.name == f"peer_{what}_total"
+    }
+
+
+def load_at_rest(cluster: LocalCluster, nodes: list[LocalNode]) -> dict[str, Load]:
+    """By name of the node, counted while nothing was committed and one coordinator led."""
+    found: dict[str, Load] = {}
+
+    def looked() -> bool:
+        leads, index = nodes[0].status()["coordinator"], nodes[0].status()["commit_index"]
+        before = [counted(node) for node in nodes]
+        time.sleep(COUNT_SECONDS)
+        after = [counted(node) for node in nodes]
+        for node, (then, old), (now, new) in zip(nodes, before, after, strict=True):
+            found[node.name] = Load(
+                **{name: (new[name] - old[name]) / (now - then) for name in new}
+            )
+        seen = nodes[0].status()
+        return bool(seen["coordinator"] == leads and seen["commit_index"] == index)
+
+    cluster.wait(looked, "a while in which nothing is committed")
+    return found
+
+
+def frames_at_the_coordinator_max(members: int) -> float:
+    """A second, in either direction: what the timing says."""
+    each = QUIET + 1 / report_period(members)
+    voters, learners = FOUNDERS - 1, members - FOUNDERS
+    return voters * (HEARTBEATS + each) + learners * (HEARTBEATS / LEARNER_HEARTBEATS + each)
+
+
+def costs_what_the_timing_says(of: Load, members: int) -> bool:
+    bound = frames_at_the_coordinator_max(members)
+    return members - 1 < of.frames_in <= bound and members - 1 < of.frames_out <= bound
+
+
+def test_twenty_five_that_join_at_once_follow_five_voters_and_load_the_coordinator_less_each(
+    cluster: LocalCluster,
+) -> None:
+    founders = cluster.nodes[:FOUNDERS]
+    few = load_at_rest(cluster, founders)[coordinator_of(founders).name]
+    assert costs_what_the_timing_says(few, FOUNDERS), few
     for node in cluster.nodes[FOUNDERS:]:
         node.start()
     cluster.wait(lambda: sizes(cluster.nodes) == {NODES}, "thirty members at every node")
@@ -48,6 +127,19 @@ def test_twenty_five_that_join_at_once_follow_five_voters(cluster: LocalCluster)
     assert len(told) == 1
     assert len(told.pop()) == FOUNDERS
     assert len({node.status()["cluster_id"] for node in cluster.nodes}) == 1
+
+    loads = load_at_rest(cluster, cluster.nodes)
+    leads = cluster.coordinator()
+    many = loads[leads.name]
+    assert costs_what_the_timing_says(many, NODES), many
+    for what in ("frames_in", "frames_out", "bytes_in", "bytes_out"):
+        each = [getattr(few, what) / (FOUNDERS - 1), getattr(many, what) / (NODES - 1)]
+        assert each[1] <= each[0], (what, each)
+    followers_max = FOUNDERS * QUIET + HEARTBEATS / LEARNER_HEARTBEATS + 1 / report_period(NODES)
+    voting = voters(leads)
+    for node in cluster.nodes:
+        if node.status()["node_id"] not in voting:
+            assert loads[node.name].frames_in <= followers_max, (node.name, loads[node.name])
 
 
 def test_all_follow_the_next_coordinator_when_it_is_killed(cluster: LocalCluster) -> None:
