@@ -54,7 +54,7 @@ class Recovery:
     @property
     def last_index(self) -> int:
         """The newest entry that is kept."""
-        return self.snapshot.previous.log_index
+        return self.snapshot.previous.log_index - 1
 
 
 def plan_recovery(data_dir: Path) -> Recovery:
@@ -74,7 +74,11 @@ def plan_recovery(data_dir: Path) -> Recovery:
     after_snapshot = log[2:] if saved is not None else log
     voters = fold_voters(first_voters, (entry.command for entry in after_snapshot))
     newest = log[-1] if log else Entry(bytes([NO_OP]), 1, 0)
-    end = Entry(bytes([NO_OP]), newest.log_index + 1, max(content.term, newest.term) + 1)
+    # Both entries that stay beside the state are fresh: a change of voters among them would be
+    # counted once more at each start, on top of the one voter.
+    term = max(content.term, newest.term) + 1
+    previous = Entry(bytes([NO_OP]), newest.log_index + 1, term)
+    end = Entry(bytes([NO_OP]), newest.log_index + 2, term)
     full = _replayed(saved, after_snapshot)
     others = tuple(sorted(full.members.keys() - {before.node_id}))
     state = _alone(full, others, end.log_index)
@@ -86,7 +90,7 @@ def plan_recovery(data_dir: Path) -> Recovery:
         (me,),
         generation=generation,
     )
-    snapshot = Snapshot(encode_state(state), newest, end, frozenset({me}))
+    snapshot = Snapshot(encode_state(state), previous, end, frozenset({me}))
     return Recovery(before, after, snapshot, voters, others, content.commit_index)
 
 

@@ -1,6 +1,8 @@
 """When the majority is gone for good: one survivor, all of its log, all or nothing."""
 
+import asyncio
 import os
+import random
 from pathlib import Path
 
 import pytest
@@ -11,17 +13,23 @@ from butterfly_cluster.commands import encode_command
 from butterfly_cluster.founding_messages import cluster_id_of
 from butterfly_cluster.identity import load_or_create
 from butterfly_cluster.journal import Entry, Journal
+from butterfly_cluster.membership import MEMBERSHIP, VoterChange
+from butterfly_cluster.raft import LAN, ChannelLike, RaftNode
 from butterfly_cluster.recovery import carry_out, plan_recovery
 from butterfly_cluster.snapshot import JOURNAL_NAME, open_log
 from butterfly_cluster.state import decode_state
 from butterfly_cluster.together import INTENT_NAME
-from butterfly_core.errors import ConfigError, StorageError
+from butterfly_core.errors import ConfigError, StorageError, Unreachable
 from butterfly_core.ids import NodeId
+from tests.sim.virtual_loop import run_virtually
 from tests.support.clusters import joined, node
 
 
-def survivor(path: Path) -> NodeId:
-    """A data_dir whose log has three members in it; the node itself is none of them."""
+def survivor(path: Path, *changes: VoterChange, remove_me: bool = False) -> NodeId:
+    """A data_dir whose log has three members in it; the node itself is none of them.
+
+    The log ends with the changes of voters.
+    """
     data_dir = load_or_create(path)
     me = data_dir.identity.node_id
     founders = tuple(sorted((me, node(2), node(3))))
@@ -30,6 +38,9 @@ def survivor(path: Path) -> NodeId:
     journal.append(Entry(b"\1", 1, 1))
     for index, command in enumerate(joined(3), start=2):
         journal.append(Entry(b"\0" + encode_command(command), index, 2))
+    ending = (*changes, VoterChange("rem", me)) if remove_me else changes
+    for index, change in enumerate(ending, start=journal.entries[-1].log_index + 1):
+        journal.append(Entry(bytes([MEMBERSHIP]) + change.encode(), index, 2))
     journal.set_term(7, me)
     journal.close()
     data_dir.close()
@@ -54,10 +65,53 @@ def test_the_survivor_votes_alone_in_another_cluster_and_keeps_its_log(tmp_path:
     assert snapshot is not None
     assert snapshot.voters == {me}
     assert (journal.term, journal.vote) == (8, None)
-    assert journal.commit_index == journal.entries[-1].log_index == recovery.last_index + 1
+    assert journal.commit_index == journal.entries[-1].log_index == recovery.last_index + 2
     assert set(recovery.removed) == {node(1), node(2), node(3)}
     assert decode_state(snapshot.state).members == {}
     assert len(list(tmp_path.glob("*.before-recovery-*"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "remove_me"),
+    [((VoterChange("add", node(4)),), False), ((), True), ((VoterChange("rem", node(3)),), True)],
+)
+def test_the_survivor_leads_alone_also_when_its_log_ends_with_a_change_of_voters(
+    changes: tuple[VoterChange, ...], remove_me: bool, tmp_path: Path
+) -> None:
+    me = survivor(tmp_path, *changes, remove_me=remove_me)
+    carry_out(tmp_path, plan_recovery(tmp_path))
+
+    for _ in range(2):
+        assert run_virtually(led_by(tmp_path, me)) == {me}
+
+
+async def led_by(path: Path, me: NodeId) -> frozenset[NodeId]:
+    """Start the log that lies there, and return who votes once the node leads."""
+
+    async def dial(peer: NodeId) -> ChannelLike:
+        raise Unreachable(f"{peer} is lost")
+
+    raft = RaftNode(
+        me=me,
+        voters=frozenset({me}),
+        data_dir=path,
+        timing=LAN,
+        dial=dial,
+        apply=lambda *_: None,
+        snapshot=bytes,
+        restore=lambda _: None,
+        clock=asyncio.get_running_loop().time,
+        rng=random.Random(1),
+    )
+    running = asyncio.ensure_future(raft.run())
+    try:
+        async with asyncio.timeout(10):
+            while not raft.is_leader:
+                await asyncio.sleep(0.1)
+        return raft.voters
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
 
 
 def test_a_second_recovery_makes_a_third_cluster(tmp_path: Path) -> None:
