@@ -123,8 +123,12 @@ class Coordinator:
             self._leading = True
             self._observer.begin()
             log.info("this node is the coordinator now (term %d)", self._consensus.term)
+        term = self._consensus.term
         seen = self._observe(self._replica.state)
-        if await self._observer.probe(seen, self._replica.state):
+        told_news = await self._observer.probe(seen, self._replica.state)
+        if not self._may_act() or self._consensus.term != term:
+            return None  # deposed meanwhile: it must not claim the term of another leader
+        if told_news:
             seen = self._observe(self._replica.state)
         self._acting = Acting(seen.term, self._me)
         return coordinator_duty(self._replica.state, seen, self._policy)

@@ -1,8 +1,11 @@
 """What goes wrong: one bad thing at a time, by the world's dice."""
 
 import asyncio
+import contextlib
+import random
 from collections.abc import Awaitable, Callable
 
+from butterfly_core.errors import ButterflyError
 from tests.sim.nodes.world import Machine, World
 
 Act = Callable[[], Awaitable[None]]
@@ -13,6 +16,7 @@ class Nemesis:
 
     def __init__(self, world: World) -> None:
         self._world, self._dice = world, world.dice
+        self._dice_of_deposing = random.Random(f"{world.seed} deposing")
         self._acts: list[Act] = [
             self._crash,
             self._crash,
@@ -41,6 +45,8 @@ class Nemesis:
         act = self._dice.choice(self._acts)
         self._world.tell(act.__name__.strip("_"))
         await act()
+        if self._dice_of_deposing.random() < self._world.plot.depose_share:
+            await self.depose_while_probing()
         for machine in self._world.machines:
             if machine.task is None and self._dice.random() < 0.4:
                 self._world.start(machine)
@@ -89,6 +95,22 @@ class Nemesis:
         await self._world.until(at_work, 1.0)
         await asyncio.sleep(self._dice.uniform(0.0, 0.3))
         await self._kill_coordinator()
+
+    async def depose_while_probing(self) -> None:
+        """The coordinator dials somebody who just died, slowly; meanwhile another one leads."""
+        world, dice = self._world, self._dice_of_deposing
+        leader = world.leader()
+        others = [node for node in world.running if node is not leader]
+        if leader is None or len(others) < 2:
+            return
+        world.tell("depose while probing")
+        world.wire.ways.slow_down(leader.machine, leader.machine, 0.1)
+        probes = world.wire.kinds["probe"]
+        await world.crash(world.machine_of(dice.choice(others)))
+        await world.until(lambda: world.wire.kinds["probe"] > probes, 1.0)
+        await asyncio.sleep(dice.uniform(0.0, 0.1))
+        with contextlib.suppress(ButterflyError):
+            await leader.consensus.hand_over()
 
     async def _isolate_coordinator(self) -> None:
         self._world.cut_off([self._coordinator()])

@@ -35,6 +35,7 @@ def plot_of(seed: int) -> Plot:
         grace_seconds=dice.choice([0.5, 1.0, 5.0]),
         max_voters=dice.choice([3, 5]),
         promise_strike_share=dice.choice([0.0, 0.3]),
+        depose_share=dice.choice([0.3, 0.0, 0.0]),
     )
 
 

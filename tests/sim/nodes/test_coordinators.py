@@ -10,6 +10,7 @@ from butterfly.config.schema import ADMISSION_LEASE_SECONDS
 from butterfly_cluster.commands import Ordered, ReportPlanProblem
 from butterfly_cluster.state import Acting
 from butterfly_core.ids import NodeId
+from tests.sim.nodes.nemesis import Nemesis
 from tests.sim.nodes.node import SimNode
 from tests.sim.nodes.story import is_well, run_seed
 from tests.sim.nodes.world import Plot, World
@@ -56,6 +57,21 @@ def test_a_coordinator_that_was_paused_gives_no_order_when_it_wakes_up(tmp_path:
         assert old.replica.rejected_total >= 1
 
     play(tmp_path, story, Plot(founders=3))
+
+
+def test_a_coordinator_that_is_deposed_while_it_probes_claims_no_term_of_another(
+    tmp_path: Path,
+) -> None:
+    async def story(world: World) -> None:
+        nemesis = Nemesis(world)
+        for _ in range(6):
+            before = world.leader()
+            await nemesis.depose_while_probing()
+            assert await world.until(lambda: world.leader() is not before, 10.0)  # noqa: B023
+            nemesis.end()
+            assert await world.until(lambda: is_well(world), 60.0)
+
+    play(tmp_path, story, Plot(founders=5))
 
 
 def test_a_node_whose_process_ended_is_judged_dead_at_once(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from butterfly_cluster.commands import (
     decode_command,
     encode_command,
 )
-from butterfly_cluster.state import AssignedStage, ClusterState
+from butterfly_cluster.state import Acting, AssignedStage, ClusterState
 from butterfly_core.ids import NodeId
 from tests.sim.nodes.engines import TRUE_DIGESTS
 from tests.sim.nodes.node import SimNode
@@ -67,6 +67,10 @@ class Watch:
         if isinstance(command, ActAsCoordinator | Ordered):
             wish = (self._world.now, node.machine)
             self._wishes.setdefault(encode_command(command), []).append(wish)
+        if isinstance(command, ActAsCoordinator):
+            leads = Acting(node.consensus.term, node.node_id)
+            if command.by != leads or node.consensus.leader != node.node_id:
+                self.violate(f"{node.machine} claims to act in term {command.by.term} unled by it")
 
     def note_applied(self, node: SimNode, index: int, body: bytes, before: ClusterState) -> None:
         epoch = node.replica.state.epoch

@@ -214,6 +214,7 @@ class Wire:
 
     async def refuses(self, source: Host, address: Address) -> bool:
         """True when the machine there says that nobody listens."""
+        self.kinds["probe"] += 1
         try:
             async with asyncio.timeout(PROBE_SECONDS):
                 await self._reach(source, address, None)

@@ -49,6 +49,8 @@ class Plot:
     max_voters: int = 5
     promise_strike_share: float = 0.0
     """How often a machine dies right after a promise was given."""
+    depose_share: float = 0.0
+    """How often, besides, a coordinator loses the lead while it probes who is dead."""
 
 
 @dataclass
