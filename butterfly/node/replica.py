@@ -1,12 +1,15 @@
 """This node's copy of the replicated state, fed by committed log entries and nothing else."""
 
 import logging
+from collections.abc import Callable
+from functools import partial
 
+from butterfly import __version__
 from butterfly.node.pulse import Pulse
 from butterfly_cluster.apply import apply, is_fenced
 from butterfly_cluster.commands import decode_command
 from butterfly_cluster.state import ClusterState, decode_state, encode_state
-from butterfly_core.errors import ProtocolViolation
+from butterfly_core.errors import InvalidValue, ProtocolViolation
 from butterfly_core.ids import short
 
 log = logging.getLogger(__name__)
@@ -44,8 +47,15 @@ class Replica:
     def snapshot(self) -> bytes:
         return encode_state(self.state)
 
-    def restore(self, data: bytes) -> None:
-        self.restore_state(decode_state(data))
+    def restore(self, data: bytes) -> Callable[[], None]:
+        """Read a state; what is returned adopts it. Raises InvalidValue."""
+        try:
+            return partial(self.restore_state, decode_state(data))
+        except InvalidValue as error:
+            raise InvalidValue(
+                f"butterfly {__version__} cannot read the state: {error}; "
+                "start this node with the version that wrote it, or a newer one"
+            ) from error
 
     def restore_state(self, state: ClusterState) -> None:
         self.state = state

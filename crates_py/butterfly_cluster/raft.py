@@ -18,7 +18,7 @@ from butterfly_cluster.guard import Guard
 from butterfly_cluster.membership import VoterChange
 from butterfly_cluster.raft_codec import Message
 from butterfly_cluster.raft_core import Core
-from butterfly_cluster.raft_doors import Callbacks
+from butterfly_cluster.raft_doors import Adopt, Callbacks
 from butterfly_cluster.raft_proposals import Proposals
 from butterfly_cluster.raft_timing import LAN, TICK_SECONDS, WAN, Timing
 from butterfly_cluster.raft_transport import ChannelLike, Dial, RaftTransport
@@ -43,8 +43,9 @@ class RaftNode(RaftView):
     told ``learner``, receives the log and votes only once the log makes it a voter.
 
     ``apply(index, body)`` gets every committed command body in order, once per run from the
-    snapshot on. ``snapshot()`` returns the state that ``apply`` built, ``restore(state)``
-    replaces it. They are called from the event loop and must be quick.
+    snapshot on. ``snapshot()`` returns the state that ``apply`` built; ``restore(state)`` reads
+    such a state (InvalidValue when it cannot) and returns what then puts it in place. They are
+    called from the event loop and must be quick.
 
     ``cluster_id`` is compared on every channel. ``clock`` counts seconds, steadily.
     """
@@ -59,7 +60,7 @@ class RaftNode(RaftView):
         dial: Dial,
         apply: Callable[[int, bytes], None],
         snapshot: Callable[[], bytes],
-        restore: Callable[[bytes], None],
+        restore: Callable[[bytes], Adopt],
         learner: bool = False,
         cluster_id: str = "",
         clock: Callable[[], float] = time.monotonic,
@@ -67,7 +68,7 @@ class RaftNode(RaftView):
         compact_after_entries: int = 5000,
         sync_file: Callable[[int], None] = os.fdatasync,
     ) -> None:
-        """Open the log. Raises StorageError (damaged, full), ConfigError (in use)."""
+        """Open the log. Raises StorageError (damaged, full, of another version)."""
         chance = rng or random.SystemRandom()
         self._me, self._clock, self._timing = me, clock, timing
         self._wake = asyncio.Event()

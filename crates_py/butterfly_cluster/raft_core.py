@@ -13,7 +13,7 @@ from butterfly_cluster.membership import (
     parse_voter_change,
 )
 from butterfly_cluster.raft_codec import Message
-from butterfly_cluster.raft_doors import Answered, Application, Door, Send
+from butterfly_cluster.raft_doors import Adopt, Answered, Application, Door, Send
 from butterfly_cluster.raft_insides import FOLLOWER, LEADER, Insides
 from butterfly_cluster.raft_sync import (
     FAILURES,
@@ -27,6 +27,7 @@ from butterfly_cluster.raft_sync import (
 from butterfly_cluster.raft_timing import Timing
 from butterfly_cluster.snapshot import Snapshot
 from butterfly_cluster.snapshot_shelf import SnapshotShelf
+from butterfly_core.errors import InvalidValue, StorageError
 from butterfly_core.ids import NodeId
 
 _log = logging.getLogger(__name__)
@@ -68,8 +69,7 @@ class Core(Insides):
         self.shelf = SnapshotShelf(snapshot, self._make_snapshot, self._save_unless_mute)
         self.set("serializer", self.shelf)
         if snapshot is not None:
-            application.restore(snapshot.state)
-            self.set("raftLastApplied", snapshot.last.log_index)
+            self._begin_at(snapshot)
 
     # What happens to it.
 
@@ -145,9 +145,13 @@ class Core(Insides):
         request = [change.operation, change.node_id, voter_node(change.node_id)]
         self.get("doChangeCluster")(request, reverse)
 
-    def adopt_snapshot(self, snapshot: Snapshot, voters: frozenset[NodeId]) -> None:
+    def read_state(self, snapshot: Snapshot) -> Adopt:
+        """Read a snapshot's state, changing nothing. Raises InvalidValue."""
+        return self._application.restore(snapshot.state)
+
+    def adopt_snapshot(self, snapshot: Snapshot, adopt: Adopt, voters: frozenset[NodeId]) -> None:
         """The journal begins with this snapshot now; ``voters`` are those of the whole log."""
-        self._application.restore(snapshot.state)
+        adopt()
         self._voters_applied = snapshot.voters
         self.set("raftLastApplied", snapshot.last.log_index)
         self.set("raftCommitIndex", self.journal.commit_index)
@@ -195,6 +199,18 @@ class Core(Insides):
     def became_leader(self) -> None:
         """A sole voter counts its first entry in the same tick, so it must be on the disk."""
         self.journal.sync()
+
+    def _begin_at(self, snapshot: Snapshot) -> None:
+        """Of a start: the state is that of the snapshot. Raises StorageError."""
+        index = snapshot.last.log_index
+        try:
+            adopt = self.read_state(snapshot)
+        except InvalidValue as error:
+            raise StorageError(
+                f"the snapshot up to entry {index} cannot be used: {error}"
+            ) from error
+        adopt()
+        self.set("raftLastApplied", index)
 
     def _role_of_peer_changed(self, node: Any, becomes_voter: bool) -> None:
         if NodeId(node.id) not in self._peers:

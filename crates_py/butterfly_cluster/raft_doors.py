@@ -16,12 +16,20 @@ Answered = Callable[[int | None, int], None]
 """Called with the index at which a command was applied, or None and a FAILURES number."""
 
 
+Adopt = Callable[[], None]
+"""Puts a state that was read in the place of the present one."""
+
+
 class Application(Protocol):
-    """What the log drives; ``apply`` and ``restore`` get bytes that the checks let through."""
+    """What the log drives; ``apply`` and ``restore`` get bytes that the checks let through.
+
+    ``restore`` reads a state and changes nothing; what it returns then adopts it. Raises
+    InvalidValue when this version cannot read it.
+    """
 
     def apply(self, index: int, body: bytes) -> None: ...
     def take_snapshot(self) -> bytes: ...
-    def restore(self, state: bytes) -> None: ...
+    def restore(self, state: bytes) -> Adopt: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +38,7 @@ class Callbacks:
 
     apply: Callable[[int, bytes], None]
     take_snapshot: Callable[[], bytes]
-    restore: Callable[[bytes], None]
+    restore: Callable[[bytes], Adopt]
 
 
 class Send(Protocol):

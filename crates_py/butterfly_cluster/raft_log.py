@@ -71,17 +71,19 @@ def install_snapshot(core: Core, data: bytes) -> Accepted:
     """Take over the state at a later index. Raises ProtocolViolation, StorageError."""
     try:
         snapshot = decode_snapshot(data)
+        if snapshot.last.log_index <= core.applied_index:
+            return Accepted(snapshot.last.log_index)
+        adopt = core.read_state(snapshot)  # before it is on the disk, where it would stay
     except InvalidValue as error:
         raise ProtocolViolation(f"a snapshot from the leader: {error}") from error
-    if snapshot.last.log_index <= core.applied_index:
-        return Accepted(snapshot.last.log_index)
     core.shelf.put(data)
     entries = entries_with_snapshot(core.journal.entries, snapshot)
     core.journal.commit_index = max(core.commit_index, snapshot.last.log_index)
     try:
         core.journal.rewrite(entries)
     finally:  # a disk that fails now does not undo what the log in memory says
-        core.adopt_snapshot(snapshot, fold_voters(snapshot.voters, (e.command for e in entries)))
+        voters = fold_voters(snapshot.voters, (entry.command for entry in entries))
+        core.adopt_snapshot(snapshot, adopt, voters)
     waiting = core.get("commandsWaitingCommit")
     for index in sorted(index for index in waiting if index <= snapshot.last.log_index):
         for _, answered in waiting.pop(index):

@@ -28,7 +28,7 @@ from butterfly_cluster.snapshot import (
 )
 from butterfly_cluster.state import ClusterState, decode_state, encode_state
 from butterfly_cluster.together import replace_together
-from butterfly_core.errors import ConfigError, ProtocolViolation, StorageError
+from butterfly_core.errors import ConfigError, InvalidValue, ProtocolViolation, StorageError
 from butterfly_core.ids import ClusterId, NodeId, short
 
 
@@ -114,7 +114,11 @@ def carry_out(data_dir: Path, recovery: Recovery) -> None:
 
 
 def _replayed(saved: Snapshot | None, entries: Iterable[Entry]) -> ClusterState:
-    state = ClusterState() if saved is None else decode_state(saved.state)
+    """Raises StorageError when another version saved the snapshot."""
+    try:
+        state = ClusterState() if saved is None else decode_state(saved.state)
+    except InvalidValue as error:
+        raise StorageError(f"the snapshot cannot be used: {error}") from error
     for entry in entries:
         if entry.command[0] != REGULAR:
             continue

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from butterfly_core.address import Address
+from butterfly_core.errors import InvalidValue
 from butterfly_core.hardware import Capacity
 from butterfly_core.ids import NodeId
 from butterfly_core.layers import LayerRange
@@ -159,5 +160,12 @@ def encode_state(state: ClusterState) -> bytes:
 
 
 def decode_state(data: bytes) -> ClusterState:
-    """The state of a snapshot. Raises pydantic.ValidationError for anything else."""
-    return _ADAPTER.validate_json(data)
+    """The state of a snapshot. Raises InvalidValue for anything else."""
+    try:
+        return _ADAPTER.validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "all of it"
+        raise InvalidValue(
+            f"not a state that this version knows: {where}: {first['msg']}"
+        ) from error

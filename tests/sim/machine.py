@@ -37,10 +37,14 @@ class Register:
     def snapshot(self) -> bytes:
         return json.dumps([self.items, self.values]).encode()
 
-    def restore(self, state: bytes) -> None:
+    def restore(self, state: bytes) -> Callable[[], None]:
         items, values = json.loads(state)
-        self.items[:] = [(index, command) for index, command in items]
-        self.values = values
+
+        def adopt() -> None:
+            self.items[:] = [(index, command) for index, command in items]
+            self.values = values
+
+        return adopt
 
 
 class Invariants:

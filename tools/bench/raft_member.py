@@ -7,6 +7,7 @@ JSON lines: ``{"id": 1, "put": "text", "seconds": 1.0}`` or ``{"id": 2}`` for wh
 import asyncio
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ class Member:
             dial=self._dial,
             apply=self._apply,
             snapshot=lambda: self._newest,
-            restore=lambda state: self._apply(0, state),
+            restore=lambda state: partial(self._apply, 0, state),
             cluster_id=CLUSTER,
         )
         self._listener.on_channel("raft", self._node.accept)

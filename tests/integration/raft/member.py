@@ -7,6 +7,8 @@ are plain sockets here: a length, then the message; the first message is the sen
 import asyncio
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +75,8 @@ class Member:
         """What was written last with this first word."""
         return next((item for item in reversed(self.items) if item.split()[0] == key), None)
 
-    def restore(self, state: bytes) -> None:
-        self.items[:] = json.loads(state)
+    def restore(self, state: bytes) -> Callable[[], None]:
+        return partial(self.items.__setitem__, slice(None), json.loads(state))
 
     async def dial(self, peer: NodeId) -> SocketChannel:
         if peer not in self.addresses:

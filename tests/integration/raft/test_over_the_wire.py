@@ -5,6 +5,7 @@ import contextlib
 import json
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,8 @@ class App:
             timeout_seconds=1,
         )
 
-    def _restore(self, state: bytes) -> None:
-        self.items[:] = json.loads(state)
+    def _restore(self, state: bytes) -> Callable[[], None]:
+        return partial(self.items.__setitem__, slice(None), json.loads(state))
 
 
 class Apps:

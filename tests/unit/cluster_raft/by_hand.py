@@ -1,17 +1,20 @@
 """A few cores and guards without channels: the test decides which message arrives when."""
 
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from butterfly_cluster.guard import Guard
 from butterfly_cluster.raft_codec import Message, decode_message, encode_message
 from butterfly_cluster.raft_core import Core
-from butterfly_cluster.raft_doors import Callbacks
+from butterfly_cluster.raft_doors import Adopt, Callbacks
 from butterfly_cluster.raft_timing import LAN
 from butterfly_cluster.snapshot import open_log, save_snapshot
+from butterfly_core.errors import InvalidValue
 from butterfly_core.ids import NodeId
 
+UNREADABLE = b"a state that no node at this table can read"
 Envelope = tuple[NodeId, NodeId, Message]
 
 
@@ -50,7 +53,7 @@ class Table:
             application=Callbacks(
                 lambda _, body: self.applied[me].append(body),
                 lambda: b"\n".join(self.applied[me]),
-                lambda state: self.applied[me].__setitem__(slice(None), state.split(b"\n")),
+                lambda state: self._restore(me, state),
             ),
             send=guard.send,
             clock=lambda: self.now,
@@ -58,6 +61,11 @@ class Table:
             compact_after_entries=1000,
         )
         return guard
+
+    def _restore(self, me: NodeId, state: bytes) -> Adopt:
+        if state == UNREADABLE:
+            raise InvalidValue("it is of another version")
+        return partial(self.applied[me].__setitem__, slice(None), state.split(b"\n"))
 
     def _post(self, source: NodeId, target: NodeId, message: Message) -> bool:
         self.mail.append((source, target, decode_message(encode_message(message))))

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 
+from butterfly_cluster.journal import Entry
 from butterfly_cluster.raft_insides import FOLLOWER, LEADER
 from butterfly_cluster.raft_log import Accepted, Mismatch, accept_entries, install_snapshot
 from butterfly_cluster.raft_timing import LAN
+from butterfly_cluster.snapshot import SNAPSHOT_NAME, Snapshot
 from butterfly_core.errors import ProtocolViolation
 from butterfly_core.ids import NodeId
-from tests.unit.cluster_raft.by_hand import Table, texts
+from tests.unit.cluster_raft.by_hand import UNREADABLE, Table, texts
 
 
 @pytest.fixture
@@ -159,6 +161,22 @@ def test_an_old_snapshot_does_not_turn_the_state_back(three: Table) -> None:
 def test_a_damaged_snapshot_of_a_leader_is_refused(three: Table) -> None:
     with pytest.raises(ProtocolViolation, match="a snapshot from the leader"):
         install_snapshot(three.core(three.ids[0]), b"garbage")
+
+
+def test_a_snapshot_whose_state_cannot_be_read_is_refused_before_it_is_on_the_disk(
+    three: Table, tmp_path: Path
+) -> None:
+    _, follower, *_ = led(three)
+    core = three.core(follower)
+    before, applied = list(core.journal.entries), core.applied_index
+    previous, last = Entry(b"\1", 90, core.term), Entry(b"\1", 91, core.term)
+    snapshot = Snapshot(UNREADABLE, previous, last, core.voters)
+
+    with pytest.raises(ProtocolViolation, match="of another version"):
+        install_snapshot(core, snapshot.encode())
+
+    assert not (tmp_path / follower / SNAPSHOT_NAME).exists()
+    assert (core.journal.entries, core.applied_index) == (before, applied)
 
 
 def vote_request(table: Table, target: NodeId, **fields: Any) -> dict[str, Any]:

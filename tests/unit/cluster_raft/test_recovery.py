@@ -99,7 +99,7 @@ async def led_by(path: Path, me: NodeId) -> frozenset[NodeId]:
         dial=dial,
         apply=lambda *_: None,
         snapshot=bytes,
-        restore=lambda _: None,
+        restore=lambda _: lambda: None,
         clock=asyncio.get_running_loop().time,
         rng=random.Random(1),
     )

@@ -1,6 +1,7 @@
 """A snapshot and a journal become one log again, whatever moment the power went."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from butterfly_cluster.journal import Entry, Journal
 from butterfly_cluster.journal_format import DamagedLog
 from butterfly_cluster.membership import VoterChange, fold_voters
+from butterfly_cluster.raft import LAN, ChannelLike, RaftNode
 from butterfly_cluster.snapshot import (
     JOURNAL_NAME,
     SNAPSHOT_NAME,
@@ -17,7 +19,7 @@ from butterfly_cluster.snapshot import (
     save_snapshot,
 )
 from butterfly_cluster.snapshot_shelf import SnapshotShelf
-from butterfly_core.errors import InvalidValue, ProtocolViolation
+from butterfly_core.errors import InvalidValue, ProtocolViolation, StorageError, Unreachable
 from butterfly_core.ids import NodeId
 
 A, B, C = (NodeId(digit * 32) for digit in "abc")
@@ -100,6 +102,32 @@ def test_a_damaged_snapshot_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(DamagedLog, match="its checksum does not match"):
         open_log(tmp_path, os.fdatasync)
+
+
+def test_a_start_from_a_state_of_another_version_is_refused_and_keeps_it(tmp_path: Path) -> None:
+    data = snapshot_at(6).encode()
+    save_snapshot(tmp_path, data)
+    journal_of(tmp_path, *(entry(index) for index in range(1, 7)))
+
+    async def dial(peer: NodeId) -> ChannelLike:
+        raise Unreachable(f"{peer} is away")
+
+    def restore(_: bytes) -> Callable[[], None]:
+        raise InvalidValue("butterfly 9 cannot read the state")
+
+    with pytest.raises(StorageError, match="up to entry 6 cannot be used: butterfly 9") as caught:
+        RaftNode(
+            me=A,
+            voters=frozenset({A}),
+            data_dir=tmp_path,
+            timing=LAN,
+            dial=dial,
+            apply=lambda *_: None,
+            snapshot=bytes,
+            restore=restore,
+        )
+    assert not isinstance(caught.value, DamagedLog)  # it would start over under a new id
+    assert (tmp_path / SNAPSHOT_NAME).read_bytes() == data
 
 
 def shelf_with(state: bytes) -> SnapshotShelf:

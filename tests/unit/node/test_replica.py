@@ -3,10 +3,12 @@ import logging
 
 import pytest
 
+from butterfly import __version__
 from butterfly.node.pulse import Pulse
 from butterfly.node.replica import Replica
 from butterfly_cluster.commands import ActAsCoordinator, MarkDown, Ordered, encode_command
 from butterfly_cluster.state import Acting
+from butterfly_core.errors import InvalidValue
 from tests.support.clusters import active, node, registered
 
 
@@ -46,9 +48,20 @@ def test_a_snapshot_restores_everything() -> None:
     replica, other = Replica(Pulse()), Replica(Pulse())
     replica.restore_state(active(3))
 
-    other.restore(replica.snapshot())
+    other.restore(replica.snapshot())()
 
     assert other.state == replica.state
+
+
+def test_a_state_of_another_version_changes_nothing_and_names_this_one() -> None:
+    replica = Replica(Pulse())
+    replica.restore_state(active(3))
+    before = replica.state
+
+    with pytest.raises(InvalidValue, match=f"butterfly {__version__} cannot read .* members: "):
+        replica.restore(b'{"members": 7}')
+
+    assert replica.state == before
 
 
 async def test_everybody_who_waits_is_woken_once() -> None:
