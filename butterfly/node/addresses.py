@@ -7,7 +7,7 @@ the others' addresses before anything is committed.
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from butterfly_cluster.state import ClusterState
@@ -53,12 +53,27 @@ class AddressBook:
         What is committed, what the node said and what others said may differ after a move, and
         nobody here knows which is newest; so they take turns until one answers.
         """
-        known = (self.of(node_id), self._met.get(node_id), self._learnt.get(node_id))
-        candidates = list(dict.fromkeys(address for address in known if address))
+        candidates = self.places_of(node_id) or (self.of(node_id),)
         turn = self._turns.get(node_id, 0) if len(candidates) > 1 else 0
         if len(candidates) > 1:
             self._turns[node_id] = turn + 1
         return candidates[turn % len(candidates)]
+
+    def places_of(self, node_id: NodeId) -> tuple[Address, ...]:
+        """Everywhere it may be, the committed address first; nothing of a node nobody knows."""
+        member = self._state().members.get(node_id)
+        known = (
+            member.address if member else self._learnt.get(node_id),
+            self._met.get(node_id),
+            self._learnt.get(node_id),
+        )
+        return tuple(dict.fromkeys(address for address in known if address))
+
+    def keep_only(self, nodes: Collection[NodeId]) -> None:
+        """Forget what was learnt of all others: they left, or were never of this cluster."""
+        for memory in (self._learnt, self._met, self._turns):
+            for gone in [node for node in memory if node not in nodes]:
+                del memory[gone]
 
     def of(self, node_id: NodeId) -> Address:
         """Raises Unreachable when nobody said where the node is."""

@@ -25,7 +25,7 @@ from butterfly_cluster.founding_messages import proposal_from_map
 from butterfly_cluster.identity import DataDir
 from butterfly_cluster.raft import LAN, WAN, ChannelLike, RaftNode, Timing
 from butterfly_cluster.registry import Directory
-from butterfly_core.address import parse_address
+from butterfly_core.address import Address, parse_address
 from butterfly_core.errors import NotServing
 from butterfly_core.ids import ClusterId, NodeId
 
@@ -95,6 +95,7 @@ class Consensus:
             rng=rng,
         )
         self._raft: RaftNode | None = None
+        self._places: Mapping[NodeId, tuple[Address, ...]] = {}
         self.leader_changes = 0
         self._last_leader: NodeId | None = None
 
@@ -219,10 +220,23 @@ class Consensus:
                 self._local.changed.notify()
             self._last_leader = leader
             if self._raft is not None:
-                self._raft.introduce(frozenset(self._addresses.known()))
+                self._tell_whom_to_dial(self._raft)
             if self.disk_problem is not None:
                 self._tell_of_the_disk(self.disk_problem)
             await asyncio.sleep(_WATCH_SECONDS)
+
+    def _tell_whom_to_dial(self, raft: RaftNode) -> None:
+        """Members only, as long as the cluster is heard; a lost node asks everybody it knows."""
+        members, lost = frozenset(self._replica.state.members), self._is_lost()
+        if self._me in members and not lost:
+            self._addresses.keep_only(members | raft.voters)
+        known = frozenset(self._addresses.known())
+        raft.introduce(known if lost else members)
+        places = {node: self._addresses.places_of(node) for node in known}
+        for node in sorted(known):
+            if self._places.get(node) != places[node]:
+                raft.dial_anew(node)
+        self._places = places
 
     def _tell_of_the_disk(self, problem: str) -> None:
         message = f"{problem}. Until then this node serves what it serves, and has no vote"

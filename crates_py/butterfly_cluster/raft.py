@@ -21,7 +21,12 @@ from butterfly_cluster.raft_core import Core
 from butterfly_cluster.raft_doors import Adopt, Callbacks
 from butterfly_cluster.raft_proposals import Proposals
 from butterfly_cluster.raft_timing import LAN, TICK_SECONDS, WAN, Timing
-from butterfly_cluster.raft_transport import ChannelLike, Dial, RaftTransport
+from butterfly_cluster.raft_transport import (
+    PAUSE_SECONDS_MAX,
+    ChannelLike,
+    Dial,
+    RaftTransport,
+)
 from butterfly_cluster.raft_view import RaftView
 from butterfly_cluster.snapshot import open_log, save_snapshot
 from butterfly_core.errors import ProtocolViolation, StorageError, Unreachable
@@ -84,6 +89,7 @@ class RaftNode(RaftView):
             receiver=self,
             chance=chance.random,
             clock=clock,
+            longest_pause_seconds=self._longest_pause_seconds,
         )
         self._guard = Guard(timing, send=self._transport.send, clock=clock, chance=chance.random)
         self._journal, saved = open_log(data_dir, sync_file)
@@ -154,8 +160,12 @@ class RaftNode(RaftView):
         self._wake.set()
 
     def introduce(self, nodes: frozenset[NodeId]) -> None:
-        """Name nodes that may know the cluster when the voters in the log do not answer."""
+        """Name the members; and, while no leader is heard, all others that may know one."""
         self._introduced = nodes - {self._me}
+
+    def dial_anew(self, node: NodeId) -> None:
+        """The node may be reached elsewhere now: do not wait for its next turn."""
+        self._transport.dial_anew(node)
 
     def compact_soon(self) -> None:
         """Make a snapshot and cut the log at the next tick."""
@@ -228,13 +238,20 @@ class RaftNode(RaftView):
             raise Unreachable("this node has left the cluster's log; it was stopped")
 
     def _whom_to_dial(self) -> frozenset[NodeId]:
-        core = self._core
-        lonely = self.seconds_since_leader_heard > 3 * self._timing.election_max_seconds
+        core, lonely = self._core, self._is_lonely
         strangers = self._some_introduced() if lonely or self.is_leader else frozenset()
         if core.is_voter and not lonely:  # learners cannot find a leader that moved: it dials them
             mine = frozenset(peer for peer in core.others if self._me > peer)
             return mine | strangers - core.others - {self._me}
         return (core.others | self._rumoured | strangers) - {self._me}
+
+    @property
+    def _is_lonely(self) -> bool:
+        return self.seconds_since_leader_heard > 3 * self._timing.election_max_seconds
+
+    def _longest_pause_seconds(self) -> float:
+        """Without a leader every moment counts: the others may be there again."""
+        return self._timing.connect_seconds if self._is_lonely else PAUSE_SECONDS_MAX
 
     def _some_introduced(self) -> frozenset[NodeId]:
         """A few of them, and others a second later: in a big cluster they are many."""

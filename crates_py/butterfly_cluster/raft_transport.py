@@ -3,7 +3,8 @@
 The greater id dials, so that two nodes do not dial each other for ever; a learner dials
 everybody, and so does a voter that has heard no leader for a while (it may have been removed).
 A new channel supersedes the old one, which is never read again: nothing is re-ordered across
-a reconnect. The first word on a channel is the cluster's id: two clusters never mix.
+a reconnect. The first word on a channel is the cluster's id: two clusters never mix. Who does
+not answer, or is refused, is dialled less and less often.
 """
 
 import asyncio
@@ -12,14 +13,17 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Protocol
 
+from butterfly_cluster.dial_pauses import DialPauses
 from butterfly_cluster.raft_codec import Message, decode_message, encode_message
 from butterfly_cluster.raft_timing import Timing
 from butterfly_core.errors import ButterflyError, ProtocolViolation, Refused
 from butterfly_core.ids import ClusterId, NodeId, short
 
 LINKS_MAX = 1024
+PAUSE_SECONDS_MAX = 5.0
+_SAY_AGAIN_SECONDS = 600.0
 _LOST_KEPT_SECONDS = 60.0
-_STRANGERS_KEPT_SECONDS = 20.0  # who dials tries again every second or so
+_STRANGERS_KEPT_SECONDS = 20.0  # who dials tries again every few seconds
 _STRANGERS_MAX = 16
 _log = logging.getLogger(__name__)
 
@@ -61,6 +65,7 @@ class RaftTransport:
         receiver: Receiver,
         chance: Callable[[], float],
         clock: Callable[[], float],
+        longest_pause_seconds: Callable[[], float] = lambda: PAUSE_SECONDS_MAX,
     ) -> None:
         self._me, self._cluster_id, self._dial = me, cluster_id, dial
         self._timing, self._receiver, self._chance = timing, receiver, chance
@@ -68,6 +73,13 @@ class RaftTransport:
         self._heard_at: dict[NodeId, float] = {}
         self._channels: dict[NodeId, ChannelLike] = {}
         self._dialing: set[NodeId] = set()
+        self._pauses = DialPauses(
+            4 * timing.append_seconds,
+            longest_seconds=longest_pause_seconds,
+            chance=chance,
+            clock=clock,
+        )
+        self._warned: dict[NodeId, tuple[str, float]] = {}
         self.counts: Counter[str] = Counter()
         self._strangers: dict[NodeId, tuple[ClusterId, float]] = {}
 
@@ -109,10 +121,15 @@ class RaftTransport:
         async with asyncio.TaskGroup() as tasks:
             while True:
                 for peer in sorted(wanted()):
-                    if peer not in self._channels and peer not in self._dialing:
+                    if self._may_dial(peer):
                         self._dialing.add(peer)
+                        self._pauses.begin(peer)
                         tasks.create_task(self._dial_and_serve(peer), name=f"raft {short(peer)}")
                 await asyncio.sleep(self._retry_seconds())
+
+    def dial_anew(self, peer: NodeId) -> None:
+        """There is news of where the peer is: it need not wait for its next turn."""
+        self._pauses.forget(peer)
 
     async def ping(self, leader: Callable[[], NodeId | None]) -> None:
         """Keep quiet channels alive and tell who leads, until cancelled.
@@ -136,10 +153,10 @@ class RaftTransport:
                     self._handle(peer, data)
         except ProtocolViolation as error:
             self.counts["violations"] += 1
-            _log.warning("raft channel to %s closed: %s", short(peer), error)
+            self._warn(peer, f"raft channel to {short(peer)} closed: {error}")
         except Refused as error:
             self.counts["refused"] += 1
-            _log.warning("raft channel to %s refused: %s", short(peer), error)
+            self._warn(peer, f"raft channel to {short(peer)} refused: {error}")
         except (ButterflyError, OSError):
             self.counts["ended"] += 1
         finally:
@@ -178,6 +195,7 @@ class RaftTransport:
             old.close()
             self._receiver.disconnected(peer)
         self._channels[peer] = channel
+        self._pauses.forget(peer)
         self._receiver.connected(peer)
 
     async def _receive(self, channel: ChannelLike) -> bytes:
@@ -209,6 +227,19 @@ class RaftTransport:
             self._receiver.received(peer, message)
         elif message["leader"]:
             self._receiver.heard_of_leader(NodeId(message["leader"]))
+
+    def _warn(self, peer: NodeId, text: str) -> None:
+        """Say it once per cause; a peer that is dialled again and again would fill the log."""
+        before, at = self._warned.pop(peer, ("", 0.0))
+        is_news = text != before or self._clock() - at > _SAY_AGAIN_SECONDS
+        while len(self._warned) >= LINKS_MAX:
+            del self._warned[next(iter(self._warned))]
+        self._warned[peer] = (text, self._clock() if is_news else at)
+        _log.log(logging.WARNING if is_news else logging.DEBUG, "%s", text)
+
+    def _may_dial(self, peer: NodeId) -> bool:
+        busy = peer in self._channels or peer in self._dialing
+        return not busy and self._pauses.is_over(peer)
 
     async def _dial_and_serve(self, peer: NodeId) -> None:
         try:

@@ -63,6 +63,20 @@ def test_a_node_that_was_away_finds_a_leader_that_moved_meanwhile() -> None:
     play(Plot(founders=3, source="dns", quorum_size=2), story)
 
 
+def test_who_left_for_good_is_forgotten_and_dialled_by_nobody() -> None:
+    async def story(world: World) -> None:
+        leader = world.leader()
+        assert leader is not None
+        gone = next(node for node in world.running if node is not leader)
+        gone.drain()
+        assert await world.until(lambda: gone not in world.running, 60.0)
+        await world.until(lambda: False, 5.0)
+        for node in world.running:
+            assert gone.node_id not in node.addresses.known()
+
+    play(Plot(founders=4), story)
+
+
 @pytest.mark.parametrize("seed", [118, 184, 200, 228, 506, 718])
 def test_stories_in_which_nodes_moved_and_were_never_found_again(seed: int) -> None:
     as_found = replace(plot_of(seed), depose_share=0.0)

@@ -25,6 +25,22 @@ def test_members_come_first_and_what_was_learnt_survives_a_restart(tmp_path: Pat
         again.of(node(3))
 
 
+def test_what_was_learnt_of_nodes_that_left_is_forgotten_on_the_disk_as_well(
+    tmp_path: Path,
+) -> None:
+    state = committed(joined(1))
+    book = AddressBook(tmp_path / "peers.json", lambda: state)
+    for number in (1, 2, 3):
+        book.meet(node(number), Address("learnt", number))
+
+    book.keep_only({node(1), node(2)})
+    book.save()
+
+    for memory in (book, AddressBook(tmp_path / "peers.json", lambda: state)):
+        assert set(memory.known()) == {node(1), node(2)}
+        assert memory.places_of(node(3)) == ()
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"x": "y"}', '{"x": 1}', "{"])
 def test_a_damaged_file_is_only_a_lost_memory(tmp_path: Path, content: str) -> None:
     path = tmp_path / "peers.json"
