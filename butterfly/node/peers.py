@@ -57,12 +57,16 @@ class WirePeers:
         told = {WHERE_KEY: str(self._here), CLUSTER_KEY: self._cluster_id()}
         return whoami_from_map(await self._ask(address, "whoami", told))
 
-    async def promise(self, address: str, proposal: Proposal, /) -> Verdict:
-        return verdict_from_map(await self._ask(address, "promise", proposal.to_map()))
+    async def promise(self, address: str, proposal: Proposal, /, *, expect: NodeId) -> Verdict:
+        return verdict_from_map(await self._ask(address, "promise", proposal.to_map(), expect))
 
-    async def _ask(self, address: str, method: str, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    async def _ask(
+        self, address: str, method: str, body: Mapping[str, Any], expect: NodeId | None = None
+    ) -> Mapping[str, Any]:
         where = parse_address(address)
-        return await self._pool.call(where, method, body, timeout_seconds=_ASK_SECONDS)
+        return await self._pool.call(
+            where, method, body, timeout_seconds=_ASK_SECONDS, expect=expect
+        )
 
     async def dial(self, peer: NodeId, /, *, timeout_seconds: float) -> Channel:
         """A channel for the log to a peer whose address is known."""

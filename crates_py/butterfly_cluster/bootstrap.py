@@ -4,7 +4,9 @@ A cluster is born by durable promises of its expected founders: the addresses th
 source names now. From a static list a majority of it must promise, and two majorities of one
 list share a node. A list that may change or differ by viewer (DNS, multicast, Consul) needs
 ``quorum_size`` promises as well; while that is more than half of all machines, any two births
-share a node. A node promises once (``promises``), so there are no two births.
+share a node. So does a static list in which a node finds itself only by asking who answers to
+a name: others may answer to it as well. A node promises once (``promises``), so there are no
+two births.
 
 The founder with the smallest id among those that are up asks for the promises; with a
 registry, the one that holds the ``Claim``. A node founds only when its own address is in the
@@ -41,9 +43,18 @@ _LISTS: Mapping[SourceName, str] = {
 def promises_needed(settings: FoundingSettings, seeds: Sequence[str]) -> int:
     """How many promises, this node's own among them, make a cluster of this list."""
     majority = len(set(seeds)) // 2 + 1
-    if settings.is_dynamic:
+    if settings.is_dynamic or is_behind_a_name(settings, seeds):
         return max(majority, settings.quorum_size)
     return majority if seeds else 1
+
+
+def is_behind_a_name(settings: FoundingSettings, seeds: Sequence[str]) -> bool:
+    """True when this node's own address is not listed, so that it can only be one behind a name.
+
+    A coordinator is the one that a person told to found; it need not share its name.
+    """
+    listed_itself = not seeds or settings.address in seeds
+    return not (settings.is_dynamic or listed_itself or settings.role == "coordinator")
 
 
 def may_found(me: NodeId, settings: FoundingSettings, sight: Sight) -> bool:
@@ -142,16 +153,18 @@ def _claimed(
 
 
 def _found_or_wait(me: NodeId, settings: FoundingSettings, sight: Sight) -> Decision:
-    for answer in sight.heard:
+    others = [answer for answer in sight.heard if answer.node_id != me and not answer.lost_log]
+    for answer in others:
         problem = _disagreement(settings, sight.seeds, answer)
-        if answer.node_id != me and problem is not None:
+        if problem is not None:
             return problem
-    present = sorted({me, *(answer.node_id for answer in sight.heard)})
+    present = sorted({me, *(answer.node_id for answer in others)})
     expected, needed = len(set(sight.seeds)), promises_needed(settings, sight.seeds)
     if len(present) < needed:
         return Wait(
             f"{len(present)} of {expected} founders {listed(sight.seeds)} are up, "
             f"{needed} are needed{_silent(sight.answers)}"
+            f"{_advice_on_names(settings, sight.seeds)}"
         )
     if settings.source == "consul" and sight.claim is not None:
         holding = _holding_the_claim(me, present, sight.claim, sight)
@@ -224,6 +237,16 @@ def _disagreement(settings: FoundingSettings, seeds: Sequence[str], answer: WhoA
 def listed(addresses: Iterable[str]) -> str:
     """Addresses as they stand in a sentence."""
     return "[" + ", ".join(sorted(addresses)) + "]"
+
+
+def _advice_on_names(settings: FoundingSettings, seeds: Sequence[str]) -> str:
+    if not is_behind_a_name(settings, seeds):
+        return ""
+    return (
+        f". This node's address {settings.address} is not in seed_nodes, and several nodes may "
+        'answer to a name that is: use discovery_method = "dns" for such a name; for a name of '
+        "its own, make it this node's advertise_address; or give one node the role coordinator"
+    )
 
 
 def _silent(answers: Answers) -> str:

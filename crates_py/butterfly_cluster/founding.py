@@ -109,6 +109,7 @@ class Founding:
             quorum_size=settings.quorum_size,
             promised_to=None if promise is None else promise.candidate,
             promised_number=None if promise is None else promise.number,
+            lost_log=self._former is not None,
         )
 
     def answer_promise(self, caller: NodeId, proposal: Proposal) -> Verdict:
@@ -272,7 +273,7 @@ class Founding:
             if isinstance(heard, str):
                 refusals.append(f"{address}: {heard}")
             elif heard.node_id != self.me:
-                verdict = await ask_promise(ask, address, proposal)
+                verdict = await ask_promise(ask, address, proposal, heard.node_id)
                 if verdict.granted:
                     granted.add(heard.node_id)
                 else:
@@ -280,7 +281,7 @@ class Founding:
         return granted, refusals
 
     def _gathered_seconds(self, seeds: tuple[str, ...], answers: Answers) -> float:
-        heard = {answer.node_id for answer in answers.values() if isinstance(answer, WhoAmI)}
+        heard = {a.node_id for a in answers.values() if isinstance(a, WhoAmI) and not a.lost_log}
         now = asyncio.get_running_loop().time()
         if len(heard | {self.me}) < promises_needed(self._settings, seeds):
             self._gathered_at = None

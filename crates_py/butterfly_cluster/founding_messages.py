@@ -41,6 +41,8 @@ class WhoAmI:
     generation: int = 0
     quorum_size: int = 0
     """As configured there; 0 when it was not said."""
+    lost_log: bool = False
+    """It can neither found nor promise: it does not know what it promised before."""
 
     def to_map(self) -> dict[str, Any]:
         """For the wire."""
@@ -57,6 +59,7 @@ class WhoAmI:
             "promised_to": self.promised_to,
             "promised_number": self.promised_number,
             "quorum_size": self.quorum_size,
+            "lost_log": self.lost_log,
         }
 
 
@@ -115,6 +118,7 @@ def whoami_from_map(fields: Mapping[str, Any]) -> WhoAmI:
             promised_number=fields["promised_number"] and _text(fields["promised_number"]),
             generation=_count(fields.get("generation", 0)),
             quorum_size=_count(fields.get("quorum_size", 0)),
+            lost_log=_flag(fields.get("lost_log", False)),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise InvalidValue(f"not an answer to whoami: {error!r}") from error
@@ -145,6 +149,12 @@ def verdict_from_map(fields: Mapping[str, Any]) -> Verdict:
 def _text(value: Any) -> str:
     if not isinstance(value, str) or len(value) > TEXT_MAX:
         raise InvalidValue(f"a text of at most {TEXT_MAX} characters, not {str(value)[:60]!r}")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidValue(f"true or false, not {str(value)[:60]!r}")
     return value
 
 

@@ -8,15 +8,19 @@ from typing import Protocol
 from butterfly_cluster.founding_messages import Proposal, Verdict, WhoAmI
 from butterfly_cluster.founding_sight import Answers
 from butterfly_core.errors import ButterflyError
+from butterfly_core.ids import NodeId
 
 ASK_SECONDS = 2.0
 
 
 class AskPeers(Protocol):
-    """How the application asks another node; raises ButterflyError or OSError."""
+    """How the application asks another node; raises ButterflyError or OSError.
+
+    ``expect`` is who must answer, by certificate.
+    """
 
     async def whoami(self, address: str, /) -> WhoAmI: ...
-    async def promise(self, address: str, proposal: Proposal, /) -> Verdict: ...
+    async def promise(self, address: str, proposal: Proposal, /, *, expect: NodeId) -> Verdict: ...
 
 
 async def ask_all(ask: AskPeers, addresses: Iterable[str]) -> Answers:
@@ -34,11 +38,15 @@ async def ask_all(ask: AskPeers, addresses: Iterable[str]) -> Answers:
     return {address: task.result() for address, task in asked.items()}
 
 
-async def ask_promise(ask: AskPeers, address: str, proposal: Proposal) -> Verdict:
-    """A node that does not answer has not promised, as far as this node knows."""
+async def ask_promise(ask: AskPeers, address: str, proposal: Proposal, expect: NodeId) -> Verdict:
+    """A node that does not answer has not promised, as far as this node knows.
+
+    ``expect`` was heard at the address. Behind a name, another node may answer next; what it
+    says is no promise of the expected one.
+    """
     try:
         async with asyncio.timeout(ASK_SECONDS):
-            return await ask.promise(address, proposal)
+            return await ask.promise(address, proposal, expect=expect)
     except (ButterflyError, OSError) as error:
         return Verdict(False, told(error))
 

@@ -93,9 +93,11 @@ class App:
         where = parse_address(address)
         return whoami_from_map(await self._pool.call(where, "whoami", {}, timeout_seconds=2))
 
-    async def promise(self, address: str, proposal: Proposal) -> Verdict:
-        where, body = parse_address(address), proposal.to_map()
-        return verdict_from_map(await self._pool.call(where, "promise", body, timeout_seconds=2))
+    async def promise(self, address: str, proposal: Proposal, *, expect: NodeId) -> Verdict:
+        answer = await self._pool.call(
+            parse_address(address), "promise", proposal.to_map(), timeout_seconds=2, expect=expect
+        )
+        return verdict_from_map(answer)
 
     async def _whoami(self, _: NodeId, __: Mapping[str, Any]) -> Mapping[str, Any]:
         return self.founding.answer_whoami().to_map()

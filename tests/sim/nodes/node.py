@@ -89,12 +89,15 @@ class SimPeers:
         told = {WHERE_KEY: str(here), CLUSTER_KEY: of}
         return whoami_from_map(await self._ask(address, "whoami", told))
 
-    async def promise(self, address: str, proposal: Proposal, /) -> Verdict:
-        return verdict_from_map(await self._ask(address, "promise", proposal.to_map()))
+    async def promise(self, address: str, proposal: Proposal, /, *, expect: NodeId) -> Verdict:
+        return verdict_from_map(await self._ask(address, "promise", proposal.to_map(), expect))
 
-    async def _ask(self, address: str, method: str, body: Body) -> Body:
+    async def _ask(
+        self, address: str, method: str, body: Body, expect: NodeId | None = None
+    ) -> Body:
+        where = parse_address(address)
         return await self._wire.call(
-            self._node, parse_address(address), method, body, timeout_seconds=_ASK_SECONDS
+            self._node, where, method, body, timeout_seconds=_ASK_SECONDS, expect=expect
         )
 
     async def dial(self, peer: NodeId, /, *, timeout_seconds: float) -> Channel:

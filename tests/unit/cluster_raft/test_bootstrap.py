@@ -1,5 +1,7 @@
 """The rules of birth: who may found, who asks for promises, and when one waits."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -245,6 +247,8 @@ def test_what_is_said_is_read_back() -> None:
 
     assert whoami_from_map(who.to_map()) == who
     assert whoami_from_map(undecided(D).to_map()) == undecided(D)
+    lost = replace(undecided(D), lost_log=True)
+    assert whoami_from_map(lost.to_map()) == lost
     assert proposal_from_map(what.to_map()) == what
     assert verdict_from_map({"granted": True, "reason": "x"}).granted
 
@@ -252,6 +256,7 @@ def test_what_is_said_is_read_back() -> None:
 @pytest.mark.parametrize(
     ("name", "bad"),
     [
+        *(("lost_log", bad) for bad in (None, 1, "true")),
         *(("node_id", bad) for bad in (None, 5, "x", ["x"])),
         *(("cluster_name", bad) for bad in (None, 5, "x" * 300, ["x"])),
         *(("seeds", bad) for bad in (None, 5, "x", [5], ["x"] * 5000)),

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import cycle, repeat
 from pathlib import Path
 from typing import Literal
 
@@ -12,8 +14,8 @@ from butterfly_cluster.founding import Formation, Founding
 from butterfly_cluster.founding_messages import Proposal, Verdict, WhoAmI
 from butterfly_cluster.founding_sight import FoundingSettings
 from butterfly_cluster.identity import DataDir, load_or_create
-from butterfly_core.errors import ConfigError, Unreachable
-from butterfly_core.ids import NodeId
+from butterfly_core.errors import ConfigError, NotAuthenticated, Unreachable
+from butterfly_core.ids import ClusterId, NodeId
 from tests.sim.virtual_loop import run_virtually
 from tests.support.directories import Listed
 
@@ -28,6 +30,8 @@ class Town:
         self._data_dirs: list[DataDir] = []
         self.nodes: dict[str, Founding] = {}
         self.cut: set[tuple[str, str]] = set()
+        self.names: dict[str, Iterator[str]] = {}
+        """Who answers to a name, time after time."""
 
     def node(
         self,
@@ -35,6 +39,7 @@ class Town:
         seeds: tuple[str, ...] = THREE,
         *,
         coordinator: bool = False,
+        quorum_size: int = 1,
         number: int | None = None,
         remembered: frozenset[str] = frozenset(),
     ) -> Founding:
@@ -45,7 +50,7 @@ class Town:
         role: Literal["worker", "coordinator"] = "coordinator" if coordinator else "worker"
         founding = Founding(
             data_dir,
-            FoundingSettings("demo", address, role=role),
+            FoundingSettings("demo", address, role=role, quorum_size=quorum_size),
             Listed(*seeds),
             remembered=lambda: remembered,
         )
@@ -71,12 +76,17 @@ class Asker:
     async def whoami(self, address: str) -> WhoAmI:
         return (await self._reach(address)).answer_whoami()
 
-    async def promise(self, address: str, proposal: Proposal) -> Verdict:
+    async def promise(self, address: str, proposal: Proposal, *, expect: NodeId) -> Verdict:
         peer = await self._reach(address)
+        if peer.me != expect:
+            raise NotAuthenticated(f"{address} is {peer.me}, not {expect}")
         return peer.answer_promise(self._town.nodes[self._source].me, proposal)
 
     async def _reach(self, address: str) -> Founding:
         await asyncio.sleep(0.01)
+        behind = self._town.names.get(address)
+        if behind is not None:
+            address = next(behind)
         if address not in self._town.nodes or (self._source, address) in self._town.cut:
             raise Unreachable(f"{address} does not answer")
         return self._town.nodes[address]
@@ -148,6 +158,56 @@ def test_a_lone_coordinator_that_lost_its_log_founds_nothing_when_nobody_answers
 
     assert again.formation() is None
     assert "--forget" in again.state.reason
+
+
+def test_replicas_behind_one_name_found_no_cluster_each_and_are_told_of_dns(town: Town) -> None:
+    town.names["service:1"] = cycle(THREE)
+    for address in THREE:
+        town.node(address, ("service:1",), quorum_size=3)
+    with pytest.raises(TimeoutError):
+        run_virtually(all_form(town, *THREE))
+
+    for node in town.nodes.values():
+        assert node.formation() is None
+    assert any('"dns"' in node.state.reason for node in town.nodes.values())
+
+
+def test_a_coordinator_behind_its_own_name_founds_alone_and_workers_join_it(town: Town) -> None:
+    town.names["coord:1"] = repeat("a:1")
+    town.node("a:1", ("coord:1",), coordinator=True, quorum_size=3)
+    for worker in ("b:1", "c:1"):
+        town.node(worker, ("coord:1",), quorum_size=3)
+    formations = run_virtually(all_form(town, *THREE))
+
+    assert len({formation.cluster_id for formation in formations}) == 1
+    assert [formation.learner for formation in formations] == [False, True, True]
+
+
+def test_a_promise_counts_for_nobody_but_the_node_that_was_heard(town: Town) -> None:
+    """Behind the second name b answers who it is, and then another node promises."""
+    town.names["many:1"] = cycle(("b:1", "b:1", "d:1"))
+    town.node("a:1", ("a:1", "many:1"))
+    for address in ("b:1", "d:1"):
+        town.node(address, ("a:1", "many:1"))
+        run_virtually(look_around(town, address))
+    town.names["many:1"] = cycle(("b:1", "b:1", "d:1"))
+    run_virtually(look_around(town, "a:1"))
+
+    assert town.nodes["a:1"].formation() is None
+
+
+def test_a_founder_that_lost_its_log_is_not_waited_for(town: Town) -> None:
+    """Its new id is the smallest, and it can found nothing."""
+    town.node("a:1")._data_dir.start_over(lambda _: bytes(16), because="the disk failed")
+    damaged = town.nodes["a:1"]._data_dir
+    damaged._write(replace(damaged.identity, former_cluster=ClusterId("e" * 32)))
+    for address in ("b:1", "c:1"):
+        town.node(address)
+    formations = run_virtually(all_form(town, "b:1", "c:1"))
+
+    assert len({formation.cluster_id for formation in formations}) == 1
+    assert len(formations[0].voters) == 2
+    assert town.nodes["a:1"].formation() is None
 
 
 def test_three_equal_nodes_found_one_cluster_together(town: Town) -> None:

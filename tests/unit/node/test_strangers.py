@@ -61,7 +61,7 @@ class World:
             raise Unreachable("nobody is there")
         return WhoAmI(node(2), "ours", address, cluster_id=self.clusters[address])
 
-    async def promise(self, address: str, proposal: Proposal, /) -> Verdict:
+    async def promise(self, address: str, proposal: Proposal, /, *, expect: NodeId) -> Verdict:
         raise AssertionError("a member asks for no promises")
 
     async def keep_claim(self) -> ClusterId | None:
