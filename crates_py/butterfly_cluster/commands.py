@@ -4,6 +4,7 @@ A command is a wish until it is committed; ``apply`` decides what it changes, an
 what is stale. Commands are idempotent: proposing one twice is harmless.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -14,10 +15,13 @@ from butterfly_cluster.state import Acting, AssignedStage, Role
 from butterfly_core.address import Address
 from butterfly_core.errors import ProtocolViolation
 from butterfly_core.hardware import Capacity
-from butterfly_core.ids import NodeId
+from butterfly_core.ids import NodeId, parse_node_id
 from butterfly_core.model import ModelSpec
 
 COMMAND_BYTES_MAX = 1 << 20
+
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+"""SHA-256 in hexadecimal; looked at when a command is read, by every node alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,7 @@ class DescribeModel:
     """What is to be served; ``part_digests`` are the manifest's (empty without one)."""
 
     spec: ModelSpec
-    part_digests: Mapping[str, str]
+    part_digests: Mapping[str, Digest]
     kind: Literal["describe_model"] = "describe_model"
 
 
@@ -97,7 +101,7 @@ class ReportDigests:
 
     epoch: int
     node_id: NodeId
-    part_digests: Mapping[str, str]
+    part_digests: Mapping[str, Digest]
     kind: Literal["report_digests"] = "report_digests"
 
 
@@ -204,4 +208,16 @@ def decode_command(data: bytes) -> Command:
     try:
         return _ADAPTER.validate_json(data)
     except ValidationError as error:
-        raise ProtocolViolation(f"not a command: {error.errors()[0]['msg']}") from error
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "all of it"
+        raise ProtocolViolation(
+            f"not a command: {where}: {first['msg']}, not {str(first['input'])[:60]!r}{_by(data)}"
+        ) from error
+
+
+def _by(data: bytes) -> str:
+    """Whose it is, when it says so."""
+    try:
+        return f" (of node {parse_node_id(json.loads(data)['node_id'])})"
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""

@@ -1,5 +1,6 @@
 """Small committed states for tests of the pure half of the cluster."""
 
+import hashlib
 from collections.abc import Sequence
 
 from butterfly_cluster.apply import apply
@@ -45,6 +46,10 @@ def spec(revision: str = "r1", manifest_root: str | None = None) -> ModelSpec:
     )
 
 
+def digest_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def registered(number: int) -> RegisterMember:
     return RegisterMember(
         node(number), Address("127.0.0.1", 7000 + number), Address("127.0.0.1", 8000), "worker", "0"
@@ -87,7 +92,9 @@ def digests(state: ClusterState, number: int, salt: str = "") -> ReportDigests:
     stage = state.assignment.stage_of(node(number))
     assert stage is not None
     parts = stage_parts(stage.layers, LAYERS, tied=False)
-    return ReportDigests(state.epoch, node(number), {part: f"d-{part}{salt}" for part in parts})
+    return ReportDigests(
+        state.epoch, node(number), {part: digest_of(part + salt) for part in parts}
+    )
 
 
 def loading(count: int) -> ClusterState:

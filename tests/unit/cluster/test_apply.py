@@ -32,6 +32,7 @@ from tests.support.clusters import (
     active,
     assigned,
     committed,
+    digest_of,
     digests,
     engine,
     joined,
@@ -51,7 +52,7 @@ reports: st.SearchStrategy[Command] = st.one_of(
         numbers,
         st.booleans(),
     ),
-    st.builds(lambda e, n: ReportDigests(e, node(n), {"layers.0": "d"}), epochs, numbers),
+    st.builds(lambda e, n: ReportDigests(e, node(n), {"layers.0": "d" * 64}), epochs, numbers),
     st.builds(lambda e, n: ReportFailure(e, node(n), "test"), epochs, numbers),
     st.builds(lambda e, n: ReportWarm(e, node(n)), epochs, numbers),
     st.builds(lambda e, n: ReportBroken(e, node(n), "test"), epochs, numbers),
@@ -151,7 +152,7 @@ def test_a_root_once_agreed_is_pinned_and_another_one_is_refused() -> None:
     reports = [digests(state, number) for number in (1, 2)]
 
     assert state.pinned_root == "root"
-    assert state.part_digests["layers.2"] == "d-layers.2"
+    assert state.part_digests["layers.2"] == digest_of("layers.2")
     assert committed([*reports, PassValidation(2, "other")], state).validated_epoch == 1
     assert committed([*reports, PassValidation(2, "root")], state).validated_epoch == 2
 

@@ -6,10 +6,16 @@ import pytest
 from butterfly import __version__
 from butterfly.node.pulse import Pulse
 from butterfly.node.replica import Replica
-from butterfly_cluster.commands import ActAsCoordinator, MarkDown, Ordered, encode_command
+from butterfly_cluster.commands import (
+    ActAsCoordinator,
+    MarkDown,
+    Ordered,
+    ReportDigests,
+    encode_command,
+)
 from butterfly_cluster.state import Acting
 from butterfly_core.errors import InvalidValue
-from tests.support.clusters import active, node, registered
+from tests.support.clusters import active, loading, node, registered
 
 
 def test_a_committed_command_changes_the_state() -> None:
@@ -30,6 +36,21 @@ def test_an_entry_that_is_no_command_is_counted_and_changes_nothing(
     assert replica.rejected_total == 1
     assert replica.state.index == 0
     assert "log entry 1" in caplog.text
+
+
+@pytest.mark.parametrize("digest", ["", "zz", "A" * 64, "a" * 63, "a" * 65, "a" * 64 + "\n"])
+def test_a_digest_that_is_none_changes_nothing_and_is_told_with_node_and_part(
+    digest: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A root is computed of all that is in the state, by each coordinator anew."""
+    replica = Replica(Pulse())
+    replica.restore_state(loading(2))
+    before = replica.state
+    replica.apply(20, encode_command(ReportDigests(1, node(2), {"layers.3": digest})))
+
+    assert (replica.rejected_total, replica.state) == (1, before)
+    assert "part_digests.layers.3" in caplog.text
+    assert node(2) in caplog.text
 
 
 def test_the_order_of_a_coordinator_that_was_replaced_is_counted_and_changes_nothing() -> None:
