@@ -14,7 +14,7 @@ from typing import Final, assert_never
 
 from butterfly.config import NodeConfig
 from butterfly.node.consensus import Consensus
-from butterfly.node.model import ModelReader
+from butterfly.node.model import ModelReader, in_daemon_thread
 from butterfly.node.observing import Observer, Refuses
 from butterfly.node.planning import demand_of, make_plan, resident
 from butterfly.node.replica import Replica
@@ -80,9 +80,12 @@ class Coordinator:
         models: ModelReader,
         refuses: Refuses,
         clock: Callable[[], float] = time.monotonic,
-        in_thread: Callable[[Callable[[], Plan]], Awaitable[Plan]] = asyncio.to_thread,
+        in_thread: Callable[[Callable[[], Plan]], Awaitable[Plan]] = in_daemon_thread,
     ) -> None:
-        """``refuses`` dials an address; ``clock`` in seconds; ``in_thread`` runs the planner."""
+        """``refuses`` dials an address; ``clock`` in seconds; ``in_thread`` runs the planner.
+
+        The planner has a thread of its own: those of the loop may all wait for host names.
+        """
         self._me = me
         self._config = config
         self._policy = policy_of(config)
@@ -103,6 +106,11 @@ class Coordinator:
 
     async def run(self) -> None:
         """Look and act for ever."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._observer.watch_for_own_pauses())
+            await self._look_and_act()
+
+    async def _look_and_act(self) -> None:
         while True:
             await self._replica.changed.wait(_LOOK_SECONDS)
             self._observer.notice_own_pause()
@@ -128,6 +136,7 @@ class Coordinator:
         told_news = await self._observer.probe(seen, self._replica.state)
         if not self._may_act() or self._consensus.term != term:
             return None  # deposed meanwhile: it must not claim the term of another leader
+        self._observer.notice_own_pause()
         if told_news:
             seen = self._observe(self._replica.state)
         self._acting = Acting(seen.term, self._me)

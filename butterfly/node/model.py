@@ -46,7 +46,7 @@ async def in_daemon_thread(function: Callable[[], T]) -> T:
         else:
             future.set_result(result)
 
-    threading.Thread(target=call, name="reading the model", daemon=True).start()
+    threading.Thread(target=call, name="slow work", daemon=True).start()
     return await asyncio.wrap_future(future)
 
 

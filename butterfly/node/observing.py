@@ -21,6 +21,7 @@ PROBE_SECONDS: Final = 0.3
 _PROBE_AGAIN_SECONDS: Final = 0.5
 _PROBES_MAX: Final = 16
 _OWN_PAUSE_SECONDS: Final = 1.0
+_OWN_PULSE_SECONDS: Final = 0.2
 _UNRELIABLE_AFTER_SECONDS: Final = 1.0
 
 
@@ -68,6 +69,12 @@ class Observer:
     def begin(self) -> None:
         """From now on silence and calm are counted."""
         self._settled_since = self._gathered_since = self._silence_since = self._clock()
+
+    async def watch_for_own_pauses(self) -> None:
+        """For ever: while the coordinator waits for a plan or a commit, the process does not."""
+        while True:
+            self.notice_own_pause()
+            await asyncio.sleep(_OWN_PULSE_SECONDS)
 
     def notice_own_pause(self) -> None:
         """After a pause of this process nobody else is to blame for the silence."""

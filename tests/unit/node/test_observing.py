@@ -1,5 +1,6 @@
 """What the coordinator sees: silence by two ways of hearing, witnesses, and who refuses."""
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +9,7 @@ from butterfly_cluster.raft_timing import LAN
 from butterfly_cluster.state import ClusterState
 from butterfly_core.address import Address
 from butterfly_core.ids import NodeId
+from tests.sim.virtual_loop import run_virtually
 from tests.support.clusters import committed, joined, node
 
 
@@ -72,6 +74,29 @@ def test_nobody_is_silent_for_longer_than_this_node_leads_or_was_awake() -> None
     observer.notice_own_pause()
 
     assert observer.look(world.state).silent_seconds[node(2)] == 0.0
+
+
+def test_what_the_coordinator_waits_for_is_no_pause_of_its_own() -> None:
+    """A plan or a commit may take seconds; the others are as silent as they are."""
+
+    async def story() -> None:
+        world = World(reported_seconds=99.0, heard_seconds=99.0)
+        observer = world.observer()
+        began = asyncio.get_running_loop().time()
+        watching = asyncio.ensure_future(observer.watch_for_own_pauses())
+        for _ in range(30):  # the duty is under way, and the process runs
+            await asyncio.sleep(0.1)
+            world.now = 100.0 + asyncio.get_running_loop().time() - began
+        observer.notice_own_pause()
+        assert observer.look(world.state).silent_seconds[node(2)] > 2.5
+
+        world.now += 5.0  # the process stood still
+        observer.notice_own_pause()
+        assert observer.look(world.state).silent_seconds[node(2)] == 0.0
+        watching.cancel()
+        await asyncio.wait({watching})
+
+    run_virtually(story())
 
 
 async def test_only_who_is_cut_off_and_lost_by_another_is_dialled_and_not_all_the_time() -> None:
