@@ -4,10 +4,12 @@ What was learnt is kept on disk, because after a restart of all nodes the first 
 the others' addresses before anything is committed.
 """
 
+import contextlib
 import json
 import logging
 import os
-from collections.abc import Callable, Collection
+import time
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from butterfly_cluster.state import ClusterState
@@ -18,13 +20,23 @@ from butterfly_core.ids import NodeId, parse_node_id, short
 log = logging.getLogger(__name__)
 
 _ENTRIES_MAX = 1000
+_SAVE_AGAIN_SECONDS = 30.0
 
 
 class AddressBook:
     """Raises nothing when the file is damaged: it is only a memory, and is learnt again."""
 
-    def __init__(self, path: Path, state: Callable[[], ClusterState]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        state: Callable[[], ClusterState],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._path = path
+        self._clock = clock
+        self._save_not_before = float("-inf")
+        self._told = ""
         self._state = state
         self._learnt: dict[NodeId, Address] = {}
         self._met: dict[NodeId, Address] = {}
@@ -40,6 +52,12 @@ class AddressBook:
         """Remember where a node is, as another one said."""
         if node_id in self._learnt or len(self._learnt) < _ENTRIES_MAX:
             self._learnt[node_id] = address
+
+    def learn_all(self, said: Mapping[NodeId, str]) -> None:
+        """Remember what another node said of many; what is no address is passed over."""
+        for node_id, where in said.items():
+            with contextlib.suppress(InvalidValue):
+                self.learn(node_id, parse_address(where))
 
     def meet(self, node_id: NodeId, address: Address) -> None:
         """Remember where a node itself answered, or said that it is."""
@@ -91,9 +109,12 @@ class AddressBook:
         return {**self._learnt, **members}
 
     def save(self) -> None:
-        """Write what is known, if it changed, whole or not at all."""
+        """Write what is known, if it changed, whole or not at all.
+
+        A disk that fails is told of once per cause, and tried again after half a minute.
+        """
         known = self.known()
-        if known == self._saved:
+        if known == self._saved or self._clock() < self._save_not_before:
             return
         text = json.dumps({node: str(address) for node, address in known.items()}, indent=1)
         part = self._path.with_suffix(".part")
@@ -101,6 +122,9 @@ class AddressBook:
             part.write_text(text)
             os.replace(part, self._path)
         except OSError as error:
-            log.warning("cannot keep %s: %s", self._path, error)
+            self._save_not_before = self._clock() + _SAVE_AGAIN_SECONDS
+            if str(error) != self._told:
+                log.warning("cannot keep %s: %s", self._path, error)
+            self._told = str(error)
             return
-        self._saved = known
+        self._saved, self._told = known, ""

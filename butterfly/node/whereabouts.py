@@ -91,9 +91,6 @@ class Whereabouts:
         if heard.node_id == self._me:
             return
         self._addresses.meet(heard.node_id, parse_address(address))
-        for node_id, where in heard.members.items():
-            if node_id not in (self._me, heard.node_id):
-                try:
-                    self._addresses.learn(node_id, parse_address(where))
-                except InvalidValue:
-                    continue  # it is asked again as long as no leader is heard
+        known = (self._me, heard.node_id)
+        said = {node: where for node, where in heard.members.items() if node not in known}
+        self._addresses.learn_all(said)

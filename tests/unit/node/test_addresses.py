@@ -58,6 +58,34 @@ def test_a_folder_that_cannot_be_written_does_not_stop_the_node(tmp_path: Path) 
     assert book.of(node(1)) == Address("a", 1)
 
 
+def test_a_full_disk_is_told_of_once_and_tried_again_after_half_a_minute(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 100.0
+    folder = tmp_path / "gone"
+    book = AddressBook(folder / "peers.json", ClusterState, clock=lambda: now)
+    book.learn(node(1), Address("a", 1))
+    for _ in range(1000):
+        now += 0.1
+        book.save()
+    assert len(caplog.records) == 1
+
+    folder.mkdir()
+    book.save()
+    assert not (folder / "peers.json").exists()
+    now += 30.0
+    book.save()
+    assert set(AddressBook(folder / "peers.json", ClusterState).known()) == {node(1)}
+
+
+def test_what_is_no_address_is_passed_over_and_the_rest_is_learnt(tmp_path: Path) -> None:
+    book = AddressBook(tmp_path / "peers.json", ClusterState)
+
+    book.learn_all({node(1): "no address", node(2): "", node(3): "a:3"})
+
+    assert book.known() == {node(3): Address("a", 3)}
+
+
 def test_where_a_node_said_it_is_takes_turns_with_what_is_committed(tmp_path: Path) -> None:
     here, there = Address("127.0.0.1", 7001), Address("10.1.0.1", 7000)
     book = AddressBook(tmp_path / "peers.json", lambda: committed(joined(1)))
