@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from butterfly_cluster.journal import Entry, Journal
@@ -56,7 +57,7 @@ class Core(Insides):
         self._application, self._clock, self._chance = application, clock, chance
         self._voters_applied = founders if snapshot is None else snapshot.voters
         voters = fold_voters(self._voters_applied, (entry.command for entry in journal.entries))
-        door = Door(journal, send, self._role_of_peer_changed)
+        door = Door(journal, partial(self._send, send), self._role_of_peer_changed)
         self._enter()
         self._sync = TamedSyncObj(
             self,
@@ -115,11 +116,19 @@ class Core(Insides):
         self._enter()
         self._sync._applyCommand(body, answered, kind)
 
-    def fail_request(self, request_id: int) -> None:
+    def _send(self, send: Send, peer: NodeId, message: Message) -> bool:
+        """All but a change of voters, which was meant for the term in which this node led."""
+        forwarded = message["type"] == "apply_command"
+        if forwarded and parse_voter_change(message["command"]) is not None:
+            self.fail_request(message.get("request_id", 0), FAILURES.NOT_LEADER)
+            return False
+        return send(peer, message)
+
+    def fail_request(self, request_id: int, failure: int = FAILURES.MISSING_LEADER) -> None:
         """A forwarded command did not even leave: it may be tried again."""
         answered = self.get("commandsWaitingReply").pop(request_id, None)
         if answered is not None:
-            answered(None, FAILURES.MISSING_LEADER)
+            answered(None, failure)
 
     def adopt_term(self, term: int) -> None:
         """Someone is in a later term: follow nobody until its leader is heard."""

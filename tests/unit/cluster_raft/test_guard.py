@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from butterfly_cluster.journal import Entry
+from butterfly_cluster.membership import MEMBERSHIP, VoterChange
 from butterfly_cluster.raft_insides import FOLLOWER, LEADER
 from butterfly_cluster.raft_log import Accepted, Mismatch, accept_entries, install_snapshot
+from butterfly_cluster.raft_sync import FAILURES
 from butterfly_cluster.raft_timing import LAN
 from butterfly_cluster.snapshot import SNAPSHOT_NAME, Snapshot
 from butterfly_core.errors import ProtocolViolation
@@ -177,6 +179,32 @@ def test_a_snapshot_whose_state_cannot_be_read_is_refused_before_it_is_on_the_di
 
     assert not (tmp_path / follower / SNAPSHOT_NAME).exists()
     assert (core.journal.entries, core.applied_index) == (before, applied)
+
+
+def test_a_change_of_voters_is_not_forwarded_when_the_lead_was_lost_before_it_was_taken(
+    three: Table,
+) -> None:
+    leader, follower, *_, learner = led(three)
+    core, answers = three.core(leader), list[tuple[int | None, int]]()
+    change = VoterChange("add", learner).encode()
+    core.propose(change, lambda *given: answers.append(given), MEMBERSHIP)
+    heartbeat = {"type": "append_entries", "commit_index": core.commit_index, "entries": []}
+    three.guards[leader].receive(
+        follower,
+        {
+            **heartbeat,
+            "term": core.term + 1,
+            "sender_term": core.term + 1,
+            "prevLogIdx": core.last_index,
+            "prevLogTerm": core.last_term,
+        },
+    )
+    three.mail.clear()
+    three.tick(leader)
+
+    assert core.leader == follower
+    assert answers == [(None, FAILURES.NOT_LEADER)]
+    assert not [m for _, _, m in three.mail if m["type"] == "apply_command"]
 
 
 def vote_request(table: Table, target: NodeId, **fields: Any) -> dict[str, Any]:
