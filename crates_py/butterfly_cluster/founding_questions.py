@@ -11,6 +11,7 @@ from butterfly_core.errors import ButterflyError
 from butterfly_core.ids import NodeId
 
 ASK_SECONDS = 2.0
+_ASKED_AT_ONCE_MAX = 32
 
 
 class AskPeers(Protocol):
@@ -24,11 +25,13 @@ class AskPeers(Protocol):
 
 
 async def ask_all(ask: AskPeers, addresses: Iterable[str]) -> Answers:
-    """Who is at each address, or why it does not answer."""
+    """Who is at each address, or why it does not answer; some at a time."""
+
+    turn = asyncio.Semaphore(_ASKED_AT_ONCE_MAX)
 
     async def one(address: str) -> WhoAmI | str:
         try:
-            async with asyncio.timeout(ASK_SECONDS):
+            async with turn, asyncio.timeout(ASK_SECONDS):
                 return replace(await ask.whoami(address), address=address)
         except (ButterflyError, OSError) as error:
             return told(error)

@@ -12,6 +12,7 @@ import pytest
 
 from butterfly_cluster.founding import Formation, Founding
 from butterfly_cluster.founding_messages import Proposal, Verdict, WhoAmI
+from butterfly_cluster.founding_questions import ask_all
 from butterfly_cluster.founding_sight import FoundingSettings
 from butterfly_cluster.identity import DataDir, load_or_create
 from butterfly_core.errors import ConfigError, NotAuthenticated, Unreachable
@@ -315,6 +316,27 @@ def test_a_candidate_killed_while_it_founds_makes_no_second_cluster(
     formations = run_virtually(story())
 
     assert len({formation.cluster_id for formation in formations}) == 1
+
+
+def test_a_thousand_addresses_are_asked_some_at_a_time(town: Town) -> None:
+    asking: set[str] = set()
+    most = 0
+
+    class Busy(Asker):
+        async def whoami(self, address: str) -> WhoAmI:
+            nonlocal most
+            asking.add(address)
+            most = max(most, len(asking))
+            try:
+                return await super().whoami(address)
+            finally:
+                asking.remove(address)
+
+    places = [f"10.0.{number // 250}.{number % 250}:1" for number in range(1000)]
+    answers = run_virtually(ask_all(Busy(town, "a:1"), places))
+
+    assert set(answers) == set(places)
+    assert most == 32
 
 
 def test_a_node_asks_for_promises_for_itself_only(town: Town) -> None:
