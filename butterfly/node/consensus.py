@@ -8,7 +8,6 @@ import asyncio
 import logging
 import os
 import random
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
@@ -25,7 +24,8 @@ from butterfly_cluster.founding_messages import proposal_from_map
 from butterfly_cluster.identity import DataDir
 from butterfly_cluster.raft import LAN, WAN, ChannelLike, RaftNode, Timing
 from butterfly_cluster.registry import Directory
-from butterfly_core.address import Address, parse_address
+from butterfly_cluster.steady_clock import steady_seconds
+from butterfly_core.address import Address
 from butterfly_core.errors import NotServing
 from butterfly_core.ids import ClusterId, NodeId
 
@@ -57,7 +57,7 @@ class Consensus:
         directory: Directory,
         addresses: AddressBook,
         replica: Replica,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = steady_seconds,
         rng: random.Random | None = None,
         sync_file: Callable[[int], None] = os.fdatasync,
     ) -> None:
@@ -178,8 +178,7 @@ class Consensus:
             tasks.create_task(self._strangers.run())
 
     def _make_raft(self, formation: Formation) -> RaftNode:
-        for node_id, address in formation.members.items():
-            self._addresses.learn(node_id, parse_address(address))
+        self._addresses.learn_all(formation.members)
         raft = RaftNode(
             me=self._me,
             voters=formation.voters,

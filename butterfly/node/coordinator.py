@@ -6,7 +6,6 @@ node only believes that it leads, its proposals never commit.
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
@@ -40,6 +39,7 @@ from butterfly_cluster.duties import (
     coordinator_duty,
 )
 from butterfly_cluster.state import Acting, AssignedStage, ClusterState
+from butterfly_cluster.steady_clock import steady_seconds
 from butterfly_core.errors import ButterflyError, DoesNotFit
 from butterfly_core.ids import NodeId, short
 from butterfly_partition.planned import Plan
@@ -79,7 +79,7 @@ class Coordinator:
         reports: Reports,
         models: ModelReader,
         refuses: Refuses,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = steady_seconds,
         in_thread: Callable[[Callable[[], Plan]], Awaitable[Plan]] = in_daemon_thread,
     ) -> None:
         """``refuses`` dials an address; ``clock`` in seconds; ``in_thread`` runs the planner.

@@ -8,7 +8,6 @@ and an answer is bounded, so that what the coordinator takes in and gives out st
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Annotated, Any, Final
@@ -19,6 +18,7 @@ from butterfly.node.addresses import AddressBook
 from butterfly.node.local import Local
 from butterfly.node.news import NEWS_MAX, News
 from butterfly_cluster.state import ClusterState
+from butterfly_cluster.steady_clock import steady_seconds
 from butterfly_core.errors import ButterflyError, InvalidValue, ProtocolViolation
 from butterfly_core.ids import NodeId, parse_node_id, short
 from butterfly_wire.pool import PeerPool
@@ -105,7 +105,7 @@ class Reports:
         state: Callable[[], ClusterState],
         lost: Callable[[], frozenset[NodeId]] = frozenset,
         can_vote: Callable[[], bool] = lambda: True,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = steady_seconds,
     ) -> None:
         """``lost`` names nodes that this one heard and hears no more. ``clock`` in seconds."""
         self._me = me

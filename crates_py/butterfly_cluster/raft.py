@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import random
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from butterfly_cluster.raft_transport import (
 )
 from butterfly_cluster.raft_view import RaftView
 from butterfly_cluster.snapshot import open_log, save_snapshot
+from butterfly_cluster.steady_clock import steady_seconds
 from butterfly_core.errors import ProtocolViolation, StorageError, Unreachable
 from butterfly_core.ids import NodeId
 
@@ -52,7 +52,8 @@ class RaftNode(RaftView):
     such a state (InvalidValue when it cannot) and returns what then puts it in place. They are
     called from the event loop and must be quick.
 
-    ``cluster_id`` is compared on every channel. ``clock`` counts seconds, steadily.
+    ``cluster_id`` is compared on every channel. ``clock`` counts seconds, steadily,
+    also while the machine is suspended.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class RaftNode(RaftView):
         restore: Callable[[bytes], Adopt],
         learner: bool = False,
         cluster_id: str = "",
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = steady_seconds,
         rng: random.Random | None = None,
         compact_after_entries: int = 5000,
         sync_file: Callable[[int], None] = os.fdatasync,

@@ -1,9 +1,10 @@
 """How old a word may be that is read now: as old as this node's last pause, right after one.
 
-A process that was stopped (SIGSTOP, a virtual machine that was moved, a machine without a free
-core) finds in its sockets what was said long ago. Taken for fresh, an acknowledgement would keep
-a leader leading that lost its majority meanwhile, and a heartbeat would let a follower admit
-requests for another lease.
+A process that was stopped (SIGSTOP, a suspended machine, a machine without a free core) finds in
+its sockets what was said long ago. Taken for fresh, an acknowledgement would keep a leader
+leading that lost its majority meanwhile, and a heartbeat would let a follower admit requests for
+another lease. A pause that the clock does not count, as when a hypervisor stops a virtual machine
+and its clocks with it, goes unseen: the lease lasts that much longer there.
 """
 
 from collections.abc import Callable
