@@ -5,7 +5,8 @@
     python tools/sim.py --world raft --from 500 --seeds 200
     python tools/sim.py --world raft --replay 512        one seed, told line by line
 
-A world is a function that plays one seed and raises AssertionError when something broke.
+A world is a function that plays one seed and raises AssertionError when something broke; it
+returns how many histories it could not judge, if it judges any.
 """
 
 import argparse
@@ -30,17 +31,18 @@ CHUNK = 10
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One seed's: what broke, or nothing."""
+    """One seed's: what broke, or nothing, and how many histories were left undecided."""
 
     world: str
     seed: int
     problem: str
+    undecided: int
 
 
-def checker_of(world: str) -> Callable[[int], None]:
+def checker_of(world: str) -> Callable[[int], int | None]:
     """The function that plays a seed of the world."""
     module = importlib.import_module(WORLDS[world])
-    check: Callable[[int], None] = module.check_seed
+    check: Callable[[int], int | None] = module.check_seed
     return check
 
 
@@ -48,24 +50,25 @@ def play(job: tuple[str, int]) -> Outcome:
     """In a worker process: play one seed."""
     world, seed = job
     logging.disable(logging.CRITICAL)
-    problem = ""
+    problem, undecided = "", 0
     try:
-        checker_of(world)(seed)
+        undecided = checker_of(world)(seed) or 0
     except AssertionError as error:
         problem = str(error) or traceback.format_exc()
     except Exception:  # noqa: BLE001 - whatever a seed raises is a finding
         problem = traceback.format_exc()
-    return Outcome(world, seed, problem)
+    return Outcome(world, seed, problem, undecided)
 
 
 def soak(world: str, seeds: range, jobs: int, deadline: float, failures_max: int) -> int:
     """Play the seeds on worker processes; return how many broke. Prints as it goes."""
-    started, played, broken = time.monotonic(), 0, 0
+    started, played, broken, undecided = time.monotonic(), 0, 0, 0
     spawn = multiprocessing.get_context("spawn")
     with spawn.Pool(jobs) as pool:
         work: Iterator[tuple[str, int]] = ((world, seed) for seed in seeds)
         for outcome in pool.imap_unordered(play, work, chunksize=CHUNK):
             played += 1
+            undecided += outcome.undecided
             if outcome.problem:
                 broken += 1
                 print(f"BROKEN {world} seed {outcome.seed}: {outcome.problem}", flush=True)
@@ -76,7 +79,10 @@ def soak(world: str, seeds: range, jobs: int, deadline: float, failures_max: int
                 pool.terminate()
                 break
     seconds = time.monotonic() - started
-    print(f"{world}: {played} seeds from {seeds.start} in {seconds:.0f} s, {broken} broken")
+    print(
+        f"{world}: {played} seeds from {seeds.start} in {seconds:.0f} s, {broken} broken, "
+        f"{undecided} histories undecided"
+    )
     return broken
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from butterfly_cluster.raft import LAN, WAN, Timing
+from tests.sim import clients
 from tests.sim.mutants import MUTANTS
 from tests.sim.raft_world import WIDE_EVERY, Story, check_seed, run_seed, setting_of
+from tests.sim.wgl import Verdict
 
 SEEDS = 200
 BATCHES = 4
@@ -70,6 +72,14 @@ def test_every_tenth_story_plays_in_a_wide_area() -> None:
     wide = [seed for seed in range(SEEDS) if setting_of(seed).timing is WAN]
 
     assert len(wide) == SEEDS // WIDE_EVERY
+
+
+def test_a_history_that_cannot_be_judged_is_counted_and_breaks_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(clients, "check", lambda _: Verdict.UNDECIDED)
+
+    assert check_seed(11) == len(clients.KEYS)
 
 
 def test_the_same_seed_is_the_same_story_in_any_process() -> None:
