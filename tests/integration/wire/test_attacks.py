@@ -142,8 +142,10 @@ async def test_who_never_reads_a_channel_is_cut_off_though_it_talks(tcp: World) 
 async def test_a_peer_that_vanishes_without_a_word_is_noticed_on_both_sides(tcp: World) -> None:
     tcp.limits = replace(tcp.limits, ping_seconds=0.1, silent_seconds=0.6)
     listener, address = await listening(tcp)
+    began = asyncio.Event()
 
     async def hang(caller: NodeId, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        began.set()
         await asyncio.Event().wait()
         return {}
 
@@ -151,7 +153,7 @@ async def test_a_peer_that_vanishes_without_a_word_is_noticed_on_both_sides(tcp:
     async with proxy_to(address) as proxy:
         pool = tcp.pool()
         call = asyncio.create_task(pool.call(proxy.address, "hang", {}, timeout_seconds=60))
-        await until(lambda: listener.connection_count == 1)
+        await began.wait()
 
         proxy.freeze()
 
