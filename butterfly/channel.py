@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgpack
 from pydantic import Field, TypeAdapter, ValidationError
 
+from butterfly.peer_messages import PeerLink, PeersOpened, WantPeers
 from butterfly_core.errors import EngineLost, ProtocolViolation
 from butterfly_core.generation import GenerationRequest, TokensEmitted
 from butterfly_core.hardware import Capacity
@@ -53,6 +54,8 @@ class ModelSource:
     region: str | None
     cache_directory: str | None
     cache_bytes_max: int
+    peers: bool = False
+    peer_upload_bytes_per_second: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,7 @@ class Load:
     stages: int
     forget: bool = False
     """True: drop what is held and what is cached of it before loading."""
+    node: str = ""
     kind: Literal["load"] = "load"
 
 
@@ -115,7 +119,7 @@ class Cancel:
     kind: Literal["cancel"] = "cancel"
 
 
-ToEngine = Load | Drop | Link | WarmUp | Submit | Cancel
+ToEngine = Load | Drop | Link | PeerLink | PeersOpened | WarmUp | Submit | Cancel
 
 
 # What the engine tells its node.
@@ -138,6 +142,7 @@ class Progressed:
     bytes_total: int
     bytes_from_source: int
     bytes_from_cache: int
+    bytes_from_peers: int = 0
     kind: Literal["progressed"] = "progressed"
 
 
@@ -149,6 +154,7 @@ class Loaded:
     bytes_from_cache: int
     healed: tuple[str, ...]
     events: tuple[str, ...]
+    bytes_from_peers: int = 0
     kind: Literal["loaded"] = "loaded"
 
 
@@ -195,7 +201,17 @@ class Statistics:
     kind: Literal["statistics"] = "statistics"
 
 
-FromEngine = Statistics | Hello | Progressed | Loaded | LoadFailed | WarmedUp | Emitted | LinkLost
+FromEngine = (
+    Statistics
+    | Hello
+    | Progressed
+    | Loaded
+    | LoadFailed
+    | WantPeers
+    | WarmedUp
+    | Emitted
+    | LinkLost
+)
 
 _TO_ENGINE: TypeAdapter[ToEngine] = TypeAdapter(Annotated[ToEngine, Field(discriminator="kind")])
 _FROM_ENGINE: TypeAdapter[FromEngine] = TypeAdapter(
@@ -277,6 +293,6 @@ class BlockingChannel:
             self._descriptors.extend(descriptors)
             self._bodies.extend(self._splitter.feed(data))
         message = parse_to_engine(self._bodies.popleft())
-        if not isinstance(message, Link):
+        if not isinstance(message, Link | PeerLink):
             return message, None
         return message, socket.socket(fileno=self._descriptors.popleft())

@@ -86,8 +86,13 @@ def moved_text(member: Mapping[str, Any]) -> str:
     if not isinstance(done, int) or not isinstance(total, int) or total <= 0:
         return "-"
     text = f"{bytes_text(total)}" if done == total else f"{bytes_text(done)} of {bytes_text(total)}"
-    cached = member.get("bytes_from_cache")
-    return f"{text} ({bytes_text(cached)} cached)" if isinstance(cached, int) and cached else text
+    kinds = {"cached": member.get("bytes_from_cache"), "from peers": member.get("bytes_from_peers")}
+    shares = [
+        f"{bytes_text(count)} {kind}"
+        for kind, count in kinds.items()
+        if isinstance(count, int) and count
+    ]
+    return f"{text} ({', '.join(shares)})" if shares else text
 
 
 def summary_lines(status: Mapping[str, Any]) -> list[str]:

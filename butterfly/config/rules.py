@@ -111,6 +111,11 @@ def _s3_only_keys(model: ModelSection) -> Iterator[Fault]:
                 yield f"model.{key}", f'has a meaning only with source_type = "s3"; remove {key}'
     elif model.endpoint_url is not None:
         yield from _endpoint(model.endpoint_url)
+    if not model.peers and model.peer_upload_bytes_per_second:
+        yield (
+            "model.peer_upload_bytes_per_second",
+            "bounds what peers are given, but peers = false; remove one of the two",
+        )
     if model.cache == "off" and model.cache_bytes_max:
         yield "model.cache_bytes_max", 'bounds a cache that is off; remove it or the cache = "off"'
 

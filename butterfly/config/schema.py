@@ -113,6 +113,11 @@ class ModelSection(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     cache: Literal["write-behind", "off"] = "write-behind"
     cache_bytes_max: Annotated[int, Field(ge=0, description="bytes; 0 is no limit")] = 0
+    peers: Annotated[bool, Field(description="true or false")] = True
+    """Weights that the manifest can prove come from other nodes before the source."""
+    peer_upload_bytes_per_second: Annotated[
+        int, Field(ge=0, le=1 << 50, description="bytes per second; 0 is no limit")
+    ] = 0
 
 
 class NodeSection(Section):

@@ -21,9 +21,6 @@ from butterfly.channel import (
     Link,
     LinkLost,
     Load,
-    Loaded,
-    LoadFailed,
-    Progressed,
     Statistics,
     Submit,
     ToEngine,
@@ -32,13 +29,15 @@ from butterfly.channel import (
 )
 from butterfly.engine_host.hops import link_of
 from butterfly.engine_host.loading import Weights
+from butterfly.engine_host.peer_links import PeerHub
 from butterfly.engine_host.pipeline import Pipeline, build_stage, warm_up
+from butterfly.engine_host.telling import load_failed, loaded, loading, passed
 from butterfly.handover import decode_checkpoint
-from butterfly_core.errors import ButterflyError, EngineLost, NotServing, VerificationFailed
+from butterfly.peer_messages import PeerLink, PeersOpened, WantPeers
+from butterfly_core.errors import ButterflyError, EngineLost, NotServing
 from butterfly_core.generation import FinishReason, TokensEmitted
 from butterfly_engine.stage import Stage
 from butterfly_weights.loader import LoadResult
-from butterfly_weights.progress import LoadProgress
 from butterfly_wire.datalink import DataLink
 
 log = logging.getLogger(__name__)
@@ -57,7 +56,8 @@ class Host:
         self._device = device
         self._sending = threading.Lock()
         self._lock = threading.Lock()
-        self._weights = Weights()
+        self._peers = PeerHub(lambda turn: self.send(WantPeers(turn)))
+        self._weights = Weights(self._peers)
         self._epoch = 0
         self._cancelled = threading.Event()
         self._working: threading.Thread | None = None
@@ -84,6 +84,7 @@ class Host:
         """End what runs, and let the cache write what it holds unless a load still uses it."""
         self._closing.set()
         self._stop()
+        self._peers.close()
         if self._working is not None:
             self._working.join(_CLOSE_SECONDS)
         if self._working is None or not self._working.is_alive():
@@ -99,6 +100,11 @@ class Host:
             case Link():
                 assert connected is not None
                 self._connect(message, connected)
+            case PeerLink():
+                assert connected is not None
+                self._peers.take(message, connected)
+            case PeersOpened(turn=turn):
+                self._peers.complete(turn)
             case WarmUp():
                 self._in_thread("warm-up", lambda: self._warm_up(message))
             case Submit():
@@ -149,19 +155,17 @@ class Host:
         try:
             outcome = self._weights.load(
                 order,
-                on_progress=lambda progress: self.send(_loading(order.epoch, progress)),
+                on_progress=lambda progress: self.send(loading(order.epoch, progress)),
                 cancelled=cancelled.is_set,
             )
             stage = self._make_stage(order, outcome, cancelled)
             pipeline = self._make_pipeline(order, stage) if stage is not None else None
         except Exception as error:  # noqa: BLE001 - whatever it is, the node must hear of it
             if not cancelled.is_set():
-                self.send(_load_failed(order.epoch, error))
+                self.send(load_failed(order.epoch, error))
             return
         if pipeline is not None and self._install(pipeline, cancelled):
-            digests = dict(self._weights.part_digests)
-            source, cache = outcome.bytes_from_source, outcome.bytes_from_cache
-            self.send(Loaded(order.epoch, digests, source, cache, outcome.healed, outcome.events))
+            self.send(loaded(order.epoch, self._weights.part_digests, outcome))
 
     def _make_stage(
         self, order: Load, outcome: LoadResult, cancelled: threading.Event
@@ -169,12 +173,12 @@ class Host:
         """The stage, run once; None when the order was cancelled meanwhile."""
         if cancelled.is_set():
             return None
-        self.send(_passed(order.epoch, "uploading", outcome))
+        self.send(passed(order.epoch, "uploading", outcome))
         config = decode_checkpoint(order.checkpoint).config
         stage = build_stage(order, config, self._weights.as_torch(), self._settings, self._device)
         if cancelled.is_set():
             return None
-        self.send(_passed(order.epoch, "warmup", outcome))
+        self.send(passed(order.epoch, "warmup", outcome))
         warm_up(stage)
         return stage
 
@@ -263,34 +267,3 @@ def _retire(pipeline: Pipeline) -> None:
     """Raises EngineLost when a step of it hangs: its memory is not free then."""
     if not pipeline.close(STOP_SECONDS / 2):
         raise EngineLost(f"a step of epoch {pipeline.epoch} hangs in its device")
-
-
-def _loading(epoch: int, progress: LoadProgress) -> Progressed:
-    return Progressed(
-        epoch,
-        "loading_weights",
-        progress.bytes_done,
-        progress.bytes_total,
-        progress.bytes_from_source,
-        progress.bytes_from_cache,
-    )
-
-
-def _passed(epoch: int, phase: str, result: LoadResult) -> Progressed:
-    """All bytes are here; what happens to them now."""
-    total = result.bytes_from_source + result.bytes_from_cache
-    source, cache = result.bytes_from_source, result.bytes_from_cache
-    return Progressed(epoch, phase, total, total, source, cache)
-
-
-def _load_failed(epoch: int, error: Exception) -> LoadFailed:
-    foreseen = isinstance(error, ButterflyError) and str(error)
-    log.error("the load of epoch %d failed: %s", epoch, error, exc_info=not foreseen)
-    return LoadFailed(
-        epoch,
-        str(error) if foreseen else f"{type(error).__name__}: {error}",
-        type(error).__name__,
-        file=getattr(error, "object_name", None),
-        tensor=getattr(error, "tensor", None) or None,
-        unproven=isinstance(error, VerificationFailed),
-    )

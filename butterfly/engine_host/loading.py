@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from butterfly.channel import Load, ModelSource
+from butterfly.engine_host.peer_links import PeerHub
 from butterfly.handover import decode_checkpoint
 from butterfly_core.errors import ModelError
 from butterfly_core.layers import LayerRange, part_of_tensor, stage_parts
@@ -41,7 +42,8 @@ _TORCH_TYPES: Mapping[str, torch.dtype] = {
 class Weights:
     """What this process holds and has proven. One thread at a time may ``load``."""
 
-    def __init__(self) -> None:
+    def __init__(self, peers: PeerHub) -> None:
+        self._peers = peers
         self._model = ""
         self._tensors: dict[str, LoadedTensor] = {}
         self._cache: TensorCache | None = None
@@ -68,7 +70,8 @@ class Weights:
             return _NOTHING_LOADED
         source = _open(order.source)
         try:
-            loader = Loader(source, decode_checkpoint(order.checkpoint), cache=cache)
+            peers = self._peers.for_load(order, cache)
+            loader = Loader(source, decode_checkpoint(order.checkpoint), cache=cache, peers=peers)
             result = loader.load(missing, on_progress=on_progress, cancelled=cancelled)
         finally:
             source.close()

@@ -165,12 +165,14 @@ class Effects:
             kv_tokens=state.assignment.kv_tokens,
             stages=len(state.assignment.stages),
             forget=forget,
+            node=self._me,
         )
 
     def _note_loaded(self, answer: Loaded) -> None:
         local = self._local
         local.bytes_from_source_total += answer.bytes_from_source
         local.bytes_from_cache_total += answer.bytes_from_cache
+        local.bytes_from_peers_total += answer.bytes_from_peers
         local.verification_failures_total += len(answer.healed)
         healed = tuple(f"wrong once, fetched again: {leaf}" for leaf in answer.healed)
         for event in (*healed, *answer.events):
@@ -183,6 +185,7 @@ class Effects:
     def _note_failure(self, answer: LoadFailed) -> None:
         self._local.bytes_from_source_total = self._local.bytes_from_source
         self._local.bytes_from_cache_total = self._local.bytes_from_cache
+        self._local.bytes_from_peers_total = self._local.bytes_from_peers
         self._local.verification_failures_total += answer.unproven
         message = f"node {short(self._me)}: {answer.message}"
         log.error("cannot load: %s", message)

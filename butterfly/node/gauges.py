@@ -81,6 +81,7 @@ class Gauges:
         )
         metrics.count_up_to(table.BYTES_DOWNLOADED, local.bytes_from_source)
         metrics.count_up_to(table.BYTES_FROM_CACHE, local.bytes_from_cache)
+        metrics.count_up_to(table.BYTES_FROM_PEERS, local.bytes_from_peers)
         metrics.count_up_to(table.VERIFICATION_FAILURES, local.verification_failures_total)
         metrics.set(table.LOAD_PROGRESS, local.progress_percent / 100)
         metrics.count_up_to(table.ENGINE_RESTARTS, self._engine.deaths_total)

@@ -19,6 +19,7 @@ from butterfly.node.effects import Effects
 from butterfly.node.engine import Death
 from butterfly.node.local import Local, Problem
 from butterfly.node.serving import HeadDesk
+from butterfly.peer_messages import WantPeers
 from butterfly_cluster.commands import ReportBroken
 from butterfly_cluster.lifecycle import EngineDied, Event, NodeState, Phase
 from butterfly_core.ids import NodeId, short
@@ -36,13 +37,16 @@ class EngineEars:
         desk: HeadDesk,
         post: Callable[[Event], None],
         capacity_share: float,
+        want_peers: Callable[[int], None] = lambda _: None,
     ) -> None:
+        """``want_peers(turn)``: its load could use weights that other nodes hold."""
         self._me = me
         self._local = local
         self._effects = effects
         self._desk = desk
         self._post = post
         self._capacity_share = capacity_share
+        self._want_peers = want_peers
 
     def hear(self, message: FromEngine) -> None:
         """One message, in the order in which the engine sent them."""
@@ -56,6 +60,8 @@ class EngineEars:
                 self._note_progress(message)
             case Loaded() | LoadFailed() | WarmedUp():
                 self._effects.take_answer(message)
+            case WantPeers(turn=turn):
+                self._want_peers(turn)
             case Emitted():
                 self._desk.deliver(message)
             case Statistics(values=values):

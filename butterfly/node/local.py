@@ -42,6 +42,7 @@ class Local:
     loading_since: float = 0.0
     bytes_from_source_total: int = 0
     bytes_from_cache_total: int = 0
+    bytes_from_peers_total: int = 0
     verification_failures_total: int = 0
     engine_statistics: Mapping[str, int] = field(default_factory=dict)
     events: deque[str] = field(default_factory=lambda: deque(maxlen=EVENTS_MAX))
@@ -89,6 +90,13 @@ class Local:
         """Weight bytes read from the disk cache since the start, the present load's too."""
         return self.bytes_from_cache_total + (
             self.progress.bytes_from_cache if self._is_loading and self.progress else 0
+        )
+
+    @property
+    def bytes_from_peers(self) -> int:
+        """Weight bytes that other nodes gave since the start, the present load's too."""
+        return self.bytes_from_peers_total + (
+            self.progress.bytes_from_peers if self._is_loading and self.progress else 0
         )
 
     @property

@@ -81,6 +81,8 @@ class ModelReader:
             region=section.region,
             cache_directory=str(self._cache) if self._cache else None,
             cache_bytes_max=section.cache_bytes_max,
+            peers=section.peers,
+            peer_upload_bytes_per_second=section.peer_upload_bytes_per_second,
         )
 
     def root_of(self, part_digests: Mapping[str, str]) -> str:

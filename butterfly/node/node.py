@@ -24,6 +24,7 @@ from butterfly.node.model import ModelReader
 from butterfly.node.network import make_network
 from butterfly.node.observing import refuses
 from butterfly.node.outlook import Outlook
+from butterfly.node.peer_links import PeerLinks
 from butterfly.node.replica import Replica
 from butterfly.node.reports import Reports
 from butterfly.node.runner import Runner
@@ -113,6 +114,16 @@ class NodeProgram:
             epoch=lambda: local.node.epoch,
             state=lambda: replica.state,
         )
+        self._peer_links = PeerLinks(
+            self._me,
+            enabled=config.model.peers,
+            mode=config.security.data_plane,
+            listener=self._listener,
+            pool=self._pool,
+            addresses=self._addresses,
+            engine=self._engine,
+            state=lambda: replica.state,
+        )
 
     def _make_requests(self) -> None:
         config, local, replica = self._config, self._local, self._replica
@@ -176,6 +187,7 @@ class NodeProgram:
             desk=self._desk,
             post=self._runner.post,
             capacity_share=self._config.node.capacity,
+            want_peers=self._peer_links.want,
         )
         self._coordinator = Coordinator(
             self._me,
@@ -229,6 +241,7 @@ class NodeProgram:
                     self._models.read_until_known(),
                     self._reports.run(),
                     self._links.run(),
+                    self._peer_links.run(),
                     self._coordinator.run(),
                     self._face.watch(),
                     tell_the_cluster(self._consensus, self._replica, self._local),
@@ -257,6 +270,7 @@ class NodeProgram:
         listener.on_call("promise", self._consensus.handle_promise)
         listener.on_call("report", self._reports.handle)
         listener.on_call("open_link", self._links.handle_open)
+        listener.on_call("open_peer_link", self._peer_links.handle_open)
         listener.on_stream("generate", self._desk.handle_generate)
         listener.on_channel("raft", self._consensus.accept)
 

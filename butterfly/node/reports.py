@@ -52,6 +52,7 @@ class Report(BaseModel):
     bytes_total: _Count = 0
     bytes_from_source: _Count = 0
     bytes_from_cache: _Count = 0
+    bytes_from_peers: _Count = 0
     active_requests: _Count = 0
     lost: Annotated[tuple[_Text, ...], Field(max_length=_LOST_MAX)] = ()
     can_vote: Annotated[bool, Field(strict=True)] = True
@@ -139,6 +140,7 @@ class Reports:
             "bytes_total": progress.bytes_total if progress else 0,
             "bytes_from_source": local.bytes_from_source,
             "bytes_from_cache": local.bytes_from_cache,
+            "bytes_from_peers": local.bytes_from_peers,
             "active_requests": self._active_requests(),
             "lost": sorted(self._lost())[:_LOST_MAX],
             "can_vote": self._can_vote(),

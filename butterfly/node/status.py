@@ -113,6 +113,7 @@ def _member_view(member: Member, state: ClusterState, around: Surroundings) -> d
         "bytes_total": report.get("bytes_total", 0),
         "bytes_from_source": report.get("bytes_from_source", 0),
         "bytes_from_cache": report.get("bytes_from_cache", 0),
+        "bytes_from_peers": report.get("bytes_from_peers", 0),
         "active_requests": report.get("active_requests", 0),
     }
 

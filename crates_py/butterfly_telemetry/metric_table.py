@@ -45,6 +45,9 @@ BYTES_DOWNLOADED = Metric(
 BYTES_FROM_CACHE = Metric(
     C, "model_bytes_from_cache_total", "Weight bytes read from the disk cache by this node"
 )
+BYTES_FROM_PEERS = Metric(
+    C, "model_bytes_from_peers_total", "Weight bytes that other nodes gave to this node"
+)
 CACHE_BYTES = Metric(G, "model_cache_bytes", "Bytes the weight cache holds on disk")
 LOAD_PROGRESS = Metric(G, "model_load_progress_ratio", "Share of this node's bytes loaded, 0 to 1")
 VERIFICATION_FAILURES = Metric(

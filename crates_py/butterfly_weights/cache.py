@@ -80,10 +80,14 @@ class TensorCache:
 
     def holds(self, digest: bytes, nbytes: int) -> bool:
         """True when there is a file of that name and size; its bytes are still to be proven."""
+        return self.size_of(digest) == nbytes
+
+    def size_of(self, digest: bytes) -> int:
+        """Bytes of an entry; 0 when there is none."""
         try:
-            return tensor_path(self._directory, digest).stat().st_size == nbytes
+            return tensor_path(self._directory, digest).stat().st_size
         except OSError:
-            return False
+            return 0
 
     @contextmanager
     def opened(self, digest: bytes) -> Iterator[CachedFile]:

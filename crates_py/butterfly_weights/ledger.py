@@ -40,6 +40,11 @@ class Ledger:
     def agrees(self, leaf: Leaf, seen: bytes) -> bool:
         return self.expected(leaf) in (None, seen)
 
+    def is_proven(self, number: int, index: int) -> bool:
+        """True when leaf ``index`` of tensor ``number`` is in place."""
+        with self._lock:
+            return index in self._leaves[number]
+
     def prove(self, leaf: Leaf, seen: bytes) -> None:
         """Take down the digest of a leaf that is in place."""
         with self._lock:

@@ -12,10 +12,12 @@ from butterfly_weights.cache import TensorCache
 from butterfly_weights.checkpoint import Checkpoint, read_header
 from butterfly_weights.crew import work_off
 from butterfly_weights.errors import LoadCancelled, SourceChanged
+from butterfly_weights.exchange import Exchange
 from butterfly_weights.fetching import ChangedShards, PieceFetcher
 from butterfly_weights.from_cache import CachedTensor, CacheFetcher
 from butterfly_weights.ledger import Ledger
 from butterfly_weights.manifest import TensorEntry, part_digests
+from butterfly_weights.peers import Peers
 from butterfly_weights.progress import LoadProgress, ProgressCounter
 from butterfly_weights.select import GAP_BYTES_MAX, GAP_SHARE_MAX, PIECE_BYTES_MAX, plan_pieces
 from butterfly_weights.source import ObjectInfo, Source
@@ -55,6 +57,7 @@ class LoadResult:
     bytes_from_cache: int
     healed: tuple[str, ...] = ()
     events: tuple[str, ...] = ()
+    bytes_from_peers: int = 0
 
 
 class Loader:
@@ -67,9 +70,11 @@ class Loader:
         *,
         cache: TensorCache | None = None,
         options: LoaderOptions | None = None,
+        peers: Peers | None = None,
     ) -> None:
+        """``peers`` are asked before the source for what the manifest can prove."""
         self._source, self._checkpoint, self._cache = source, checkpoint, cache
-        self._options = options or LoaderOptions()
+        self._options, self._peers = options or LoaderOptions(), peers
 
     def load(
         self,
@@ -86,7 +91,7 @@ class Loader:
         known = all_parts(layer_count_of(self._checkpoint.config))
         if unknown := sorted(set(parts) - set(known)):
             raise InvalidValue(f"the model has no part {', '.join(unknown)}")
-        own = (self._source, self._checkpoint, self._cache, self._options)
+        own = (self._source, self._checkpoint, self._cache, self._options, self._peers)
         load = _Load(*own, parts, on_progress, cancelled)
         try:
             return load.run()
@@ -103,6 +108,7 @@ class _Load:
         checkpoint: Checkpoint,
         cache: TensorCache | None,
         options: LoaderOptions,
+        peers: Peers | None,
         parts: Sequence[str],
         on_progress: Callable[[LoadProgress], None],
         cancelled: Callable[[], bool],
@@ -121,8 +127,17 @@ class _Load:
         self._ledger = Ledger(
             self._tensors, checkpoint.manifest, self._progress, self._offer_to_cache
         )
+        self._exchange = Exchange(
+            peers, checkpoint, self._tensors, self._ledger, self._progress, lambda: self._blocks
+        )
 
     def run(self) -> LoadResult:
+        with self._exchange:
+            self._bring_all()
+        self._on_progress(self._progress.now())
+        return self._result()
+
+    def _bring_all(self) -> None:
         self._read_cache()
         restarted: set[str] = set()
         missing = self._ledger.missing()
@@ -132,8 +147,6 @@ class _Load:
                 self._restart(shard, error, first=shard not in restarted)
                 restarted.add(shard)
             missing = self._ledger.missing()
-        self._on_progress(self._progress.now())
-        return self._result()
 
     def release(self) -> None:
         """Let go of the memory: from now on only the result keeps it. (This object and its
@@ -151,7 +164,8 @@ class _Load:
             bytes_from_source=now.bytes_from_source,
             bytes_from_cache=now.bytes_from_cache,
             healed=self._ledger.healed,
-            events=tuple(self._events),
+            events=(*self._events, *self._exchange.events),
+            bytes_from_peers=now.bytes_from_peers,
         )
 
     def _read_cache(self) -> None:
@@ -202,7 +216,7 @@ class _Load:
             gap_share_max=self._options.gap_share_max,
             numbers=missing,
         )
-        work_off(
+        self._exchange.work_off(
             pieces,
             lambda: PieceFetcher(
                 self._source.reader(),
@@ -240,6 +254,7 @@ class _Load:
 
     def _poll(self) -> None:
         self._on_progress(self._progress.now())
+        self._exchange.poll()
         if self._cancelled():
             self._stop.set()
             raise LoadCancelled("the load was cancelled")

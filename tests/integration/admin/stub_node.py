@@ -65,6 +65,7 @@ class Stub:
             "bytes_total": 1024 * len(PHASES),
             "bytes_from_source": 0,
             "bytes_from_cache": 0,
+            "bytes_from_peers": 0,
         }
         return {
             "state": state,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from butterfly.engine_host.host import _load_failed
+from butterfly.engine_host.telling import load_failed
 from butterfly_core.errors import SourceError
 from butterfly_weights.errors import BytesMismatch
 
@@ -13,7 +13,7 @@ WRONG = BytesMismatch(
 
 @pytest.mark.parametrize(("error", "unproven"), [(WRONG, True), (SourceError("down"), False)])
 def test_bytes_that_are_not_the_models_are_told_apart(error: Exception, unproven: bool) -> None:
-    told = _load_failed(3, error)
+    told = load_failed(3, error)
 
     assert (told.epoch, told.message, told.unproven) == (3, str(error), unproven)
     assert (told.file, told.tensor) == (("a.safetensors", "w") if unproven else (None, None))

@@ -1,5 +1,6 @@
 import os
 import socket
+from collections.abc import Callable
 
 import msgpack
 import pytest
@@ -31,6 +32,7 @@ from butterfly.channel import (
     parse_from_engine,
     parse_to_engine,
 )
+from butterfly.peer_messages import PeerLink, PeersOpened, WantPeers
 from butterfly_core.errors import EngineLost, ProtocolViolation
 from butterfly_core.generation import (
     FinishReason,
@@ -45,6 +47,7 @@ REQUEST = GenerationRequest("r", (1, 2), 8, SamplingParams(0.5, 0.9, 3, 7), (2,)
 TO_ENGINE: list[ToEngine] = [
     Load(1, "root", SOURCE, b"\x00\xff", 0, 4, 8, True, 64, 2),
     Drop(),
+    PeersOpened(3),
     WarmUp(1, 2.5),
     Submit(1, REQUEST),
     Cancel("r"),
@@ -57,6 +60,7 @@ FROM_ENGINE: list[FromEngine] = [
     WarmedUp(1, None),
     Emitted(1, (TokensEmitted("r", (1, 2), FinishReason.STOP), TokensEmitted("s", (3,)))),
     LinkLost(1, "cut"),
+    WantPeers(3),
     Statistics({"requests_running": 1}),
 ]
 
@@ -99,10 +103,20 @@ def test_a_length_above_the_limit_is_refused_before_anything_is_kept() -> None:
         Splitter().feed((MESSAGE_BYTES_MAX + 1).to_bytes(4, "little"))
 
 
-def test_descriptors_arrive_with_the_messages_that_own_them() -> None:
+@pytest.mark.parametrize(
+    "make_link",
+    [
+        lambda send, receive: Link(1, "in", send, receive, "aead"),
+        lambda send, receive: PeerLink("a" * 32, "out", send, receive, "aead", 3),
+    ],
+    ids=["pipeline", "peer"],
+)
+def test_descriptors_arrive_with_the_messages_that_own_them(
+    make_link: Callable[[bytes, bytes], Link | PeerLink],
+) -> None:
     ours, theirs = socket.socketpair()
     handed, kept = socket.socketpair()
-    link = Link(1, "in", b"a" * 32, b"b" * 32, "aead")
+    link: Link | PeerLink = make_link(b"a" * 32, b"b" * 32)
     data = pack(link)
     ours.sendall(pack(Drop()))
     socket.send_fds(ours, [data[:1]], [handed.fileno()])
