@@ -5,24 +5,15 @@ is known beforehand may come from a peer; the source brings all others.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby, islice
 
 from butterfly_weights.ledger import Ledger
-from butterfly_weights.peer_choice import (
-    Choice,
-    FromHolders,
-    FromSource,
-    Holding,
-    WaitFor,
-    choose,
-    stretch_of,
-)
+from butterfly_weights.peer_choice import Holding, stretch_of
 from butterfly_weights.peers import LEAVES_WANTED_MAX, WantedLeaf
 from butterfly_weights.select import Leaf, Piece
+from butterfly_weights.shares import LeafKey, PeerShare, Shares, key_of, share_out
 from butterfly_weights.tensors import TensorInfo
-
-_Key = tuple[int, int]
 
 
 class Board:
@@ -42,11 +33,13 @@ class Board:
         self._digests = [digests.get(tensor.name, b"") for tensor in tensors]
         self._numbers = {digest: n for n, digest in enumerate(self._digests) if digest}
         self._changed = threading.Condition()
+        self._landed = threading.Condition()
         self._left: tuple[Leaf, ...] = ()
-        self._reserved: set[_Key] = set()
+        self._reserved: set[LeafKey] = set()
         self._views: dict[str, Mapping[int, Holding]] = {}
-        self._refused: set[tuple[str, _Key]] = set()
+        self._refused: set[tuple[str, int]] = set()
         self._source_helps = False
+        self._shares: Shares | None = None
 
     # As others see it.
 
@@ -60,9 +53,9 @@ class Board:
         return self._shown(number, index)
 
     def wait(self, seconds: float) -> None:
-        """Until something changes, at most so long."""
-        with self._changed:
-            self._changed.wait(seconds)
+        """Until another leaf is brought, at most so long."""
+        with self._landed:
+            self._landed.wait(seconds)
 
     # What is left.
 
@@ -71,7 +64,7 @@ class Board:
         left = (leaf for piece in pieces for leaf in piece.leaves)
         with self._changed:
             self._left = tuple(leaf for leaf in left if not self._is_done(leaf))
-            self._changed.notify_all()
+            self._share_anew()
 
     def tensors_left(self) -> tuple[bytes, ...]:
         """Digests of the tensors that peers may bring and of which leaves are left."""
@@ -86,6 +79,20 @@ class Board:
         with self._changed:
             return any(self._is_for_source(leaf) for leaf in self._left)
 
+    def wait_for_change(self, seconds: float) -> None:
+        """Until there may be something new to bring, at most so long."""
+        with self._changed:
+            self._changed.wait(seconds)
+
+    def release(self, leaves: Sequence[Leaf]) -> None:
+        """They are brought, or will not be: whatever is not proven is free again."""
+        with self._changed:
+            self._reserved -= {key_of(leaf) for leaf in leaves}
+            if not all(self._is_done(leaf) for leaf in leaves) or self.is_complete():
+                self._changed.notify_all()
+        with self._landed:
+            self._landed.notify_all()
+
     # What the source brings.
 
     def for_source(self, piece: Piece) -> tuple[Piece, ...]:
@@ -93,14 +100,8 @@ class Board:
         with self._changed:
             runs = groupby(piece.leaves, self._is_for_source)
             mine = [Piece(piece.shard, tuple(leaves)) for wanted, leaves in runs if wanted]
-            self._reserved |= {_key(leaf) for part in mine for leaf in part.leaves}
+            self._reserved |= {key_of(leaf) for part in mine for leaf in part.leaves}
         return tuple(mine)
-
-    def release(self, leaves: Iterable[Leaf]) -> None:
-        """They are brought, or will not be: whatever is not proven is free again."""
-        with self._changed:
-            self._reserved -= {_key(leaf) for leaf in leaves}
-            self._changed.notify_all()
 
     def let_source_help(self) -> None:
         """From now on the source brings also what peers were to give."""
@@ -112,33 +113,44 @@ class Board:
 
     def note(self, peer: str, tensors: Sequence[bytes], holdings: Sequence[Holding]) -> None:
         """A peer said what it holds."""
-        said = zip(tensors, holdings, strict=True)
         with self._changed:
-            known = {self._numbers[tensor]: holding for tensor, holding in said}
-            self._views[peer] = {**self._views.get(peer, {}), **known}
-            self._changed.notify_all()
+            before = self._views.get(peer, {})
+            said = zip(map(self._numbers.__getitem__, tensors), holdings, strict=True)
+            news = {n: holding for n, holding in said if (peer, n) not in self._refused}
+            if peer not in self._views or any(before.get(n) != news[n] for n in news):
+                self._views[peer] = {**before, **news}
+                self._share_anew()
 
     def drop(self, peer: str) -> None:
         """Nothing comes from this peer any more."""
         with self._changed:
-            self._views.pop(peer, None)
-            self._changed.notify_all()
+            if self._views.pop(peer, None) is not None:
+                self._share_anew()
 
     def refuse(self, peer: str, leaves: Iterable[Leaf]) -> None:
-        """The peer has not got these, whatever it says of their tensors."""
+        """The peer has not got these tensors (whole), whatever it says."""
         with self._changed:
-            self._refused |= {(peer, _key(leaf)) for leaf in leaves}
-            self._changed.notify_all()
+            numbers = {leaf.tensor for leaf in leaves}
+            self._refused |= {(peer, number) for number in numbers}
+            said = self._views.get(peer, {})
+            self._views[peer] = {n: holding for n, holding in said.items() if n not in numbers}
+            self._share_anew()
 
     def for_peer(self, peer: str) -> tuple[Leaf, ...]:
         """Reserve what to ask this peer for: one leaf that it holds, or some of those that it
         is fetching. Empty when there is nothing for it now."""
         with self._changed:
-            found = self._first_for(peer)
-            self._reserved |= {_key(leaf) for leaf in found}
+            share = self._present_shares().peers.get(peer, PeerShare())
+            found = (
+                self._free(share.first, 1)
+                or self._free(share.second, 1)
+                or self._free(share.awaited, LEAVES_WANTED_MAX)
+            )
+            self._reserved |= {key_of(leaf) for leaf in found}
         return found
 
     def name_of(self, leaf: Leaf) -> str:
+        """The leaf's tensor, for people."""
         return self._tensors[leaf.tensor].name
 
     def wanted(self, leaf: Leaf) -> WantedLeaf:
@@ -147,47 +159,32 @@ class Board:
             self._digests[leaf.tensor], leaf.index, self._ledger.expected(leaf) or b""
         )
 
-    def _first_for(self, peer: str) -> tuple[Leaf, ...]:
-        awaited: list[Leaf] = []
-        second: Leaf | None = None
-        for leaf, choice in self._choices():
-            if isinstance(choice, FromHolders) and peer in choice.names:
-                if peer == choice.names[0]:
-                    return (leaf,)
-                second = second or leaf
-            if isinstance(choice, WaitFor) and choice.name == peer:
-                awaited.append(leaf)
-                if len(awaited) == LEAVES_WANTED_MAX:
-                    break
-        return (second,) if second else tuple(awaited)
+    def _free(self, leaves: list[Leaf], count: int) -> tuple[Leaf, ...]:
+        leaves[:] = (leaf for leaf in leaves if not self._is_done(leaf))
+        return tuple(islice((leaf for leaf in leaves if self._is_unreserved(leaf)), count))
 
-    def _choices(self) -> Iterator[tuple[Leaf, Choice]]:
-        if self._views:
-            for leaf in self._left:
-                if _key(leaf) not in self._reserved and not self._is_done(leaf):
-                    yield leaf, self._choice(leaf)
+    def _share_anew(self) -> None:
+        self._shares = None
+        self._changed.notify_all()
 
-    def _choice(self, leaf: Leaf) -> Choice:
-        if not self._digests[leaf.tensor] or self._ledger.expected(leaf) is None:
-            return FromSource()
-        views = {
-            peer: view
-            for peer, said in self._views.items()
-            if (view := said.get(leaf.tensor, Holding.NO)) is not Holding.NO
-            and (peer, _key(leaf)) not in self._refused
-        }
-        if not views:
-            return FromSource()
-        return choose(self._me, stretch_of(self._tensors[leaf.tensor].shard, leaf.offset), views)
+    def _present_shares(self) -> Shares:
+        if self._shares is None:
+            self._shares = share_out(
+                self._me,
+                [leaf for leaf in self._left if not self._is_done(leaf)],
+                self._views,
+                stretch=lambda leaf: stretch_of(self._tensors[leaf.tensor].shard, leaf.offset),
+                provable=lambda leaf: self._ledger.expected(leaf) is not None,
+            )
+        return self._shares
 
     def _is_for_source(self, leaf: Leaf) -> bool:
-        if _key(leaf) in self._reserved or self._is_done(leaf):
+        if not self._is_unreserved(leaf) or self._is_done(leaf):
             return False
-        return self._source_helps or isinstance(self._choice(leaf), FromSource)
+        return self._source_helps or key_of(leaf) in self._present_shares().source
+
+    def _is_unreserved(self, leaf: Leaf) -> bool:
+        return key_of(leaf) not in self._reserved
 
     def _is_done(self, leaf: Leaf) -> bool:
         return self._ledger.is_proven(leaf.tensor, leaf.index)
-
-
-def _key(leaf: Leaf) -> _Key:
-    return leaf.tensor, leaf.index

@@ -93,7 +93,7 @@ class Swarm:
         """While peers are bringing all that is left: until they have, or the source should."""
         window_began, given = self._idle_since, self._given_bytes
         while not self._board.is_complete() and not self._board.source_has_work():
-            self._board.wait(self._options.look_seconds)
+            self._board.wait_for_change(self._options.look_seconds)
             poll()
             now, patience = time.monotonic(), self._options.patience_seconds
             if source_should_help(
@@ -150,7 +150,7 @@ class Swarm:
                 told_at = time.monotonic()
             leaves = self._board.for_peer(peer.link.name)
             if not leaves:
-                self._board.wait(self._options.look_seconds)
+                self._board.wait_for_change(self._options.look_seconds)
                 continue
             try:
                 self._ask_for(peer, leaves)

@@ -96,9 +96,16 @@ class Town:
 class Resident:
     """One node's share in the town: what it holds, gives and asks. A ``Peers``."""
 
-    def __init__(self, town: Town, name: str, *, bytes_per_second: int = 0) -> None:
+    def __init__(
+        self,
+        town: Town,
+        name: str,
+        *,
+        bytes_per_second: int = 0,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
         self._town, self._name = town, name
-        self.options = PeerOptions(patience_seconds=PATIENCE_SECONDS)
+        self.options = PeerOptions(patience_seconds=patience_seconds)
         self.shelf = Shelf()
         self.uploads = Uploads(self.shelf, bytes_per_second)
         town.answering[name] = self.uploads.serve

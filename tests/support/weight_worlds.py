@@ -98,6 +98,11 @@ def bytes_from_cache(status: dict[str, Any]) -> int:
     return int(_own_member(status)["bytes_from_cache"])
 
 
+def bytes_from_peers(status: dict[str, Any]) -> int:
+    """Weight bytes that other nodes gave it."""
+    return int(_own_member(status)["bytes_from_peers"])
+
+
 def greedy_answer(node: LocalNode) -> str:
     """What a node answers to ``PROMPT``; compare with ``World.answer``."""
     body = {

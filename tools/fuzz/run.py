@@ -13,7 +13,8 @@ import atheris
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[2] / "crates_py")]
 
-with atheris.instrument_imports(include=["butterfly_cluster", "butterfly_wire", "butterfly.node"]):
+READERS = ["butterfly_cluster", "butterfly_wire", "butterfly.node", "butterfly.engine_host"]
+with atheris.instrument_imports(include=READERS):
     from tools.fuzz.targets import TARGETS
 
 

@@ -13,6 +13,15 @@ from typing import Any, Final
 
 import msgpack
 
+from butterfly.engine_host.peer_protocol import (
+    pack_give,
+    pack_given,
+    pack_have,
+    pack_holdings,
+    parse_given,
+    parse_holdings,
+    parse_request,
+)
 from butterfly.node.reports import parse_report, parse_reports
 from butterfly_cluster import journal_format, snapshot
 from butterfly_cluster.commands import decode_command
@@ -25,6 +34,8 @@ from butterfly_cluster.journal_format import DamagedLog, Entry
 from butterfly_cluster.membership import parse_voter_change
 from butterfly_cluster.raft_codec import decode_message, encode_message, is_command
 from butterfly_core.errors import InvalidValue, ProtocolViolation
+from butterfly_weights.peer_choice import Holding
+from butterfly_weights.peers import LEAVES_WANTED_MAX, TENSORS_ASKED_MAX, Answer, WantedLeaf
 from butterfly_wire.frames import FrameDecoder, FrameKind, encode_frame, unpack_map
 from butterfly_wire.protocol import body_of, error_from_map, parse_hello, text_of
 from butterfly_wire.sealing import make_seal
@@ -156,6 +167,24 @@ def _tickets(data: bytes) -> None:
     DataTicket.from_map(unpack_map(data))
 
 
+def _peer_weights(data: bytes) -> None:
+    """As a question, and as each kind of answer; whatever is accepted is within the limits."""
+    readers: tuple[Callable[[bytes], object], ...] = (
+        lambda meta: parse_request(meta, 0),
+        lambda meta: parse_holdings(meta, 2),
+        lambda meta: parse_given(meta, memoryview(b"leaf"), 2),
+        lambda meta: parse_given(meta, memoryview(b""), 2),
+    )
+    for reader in readers:
+        try:
+            found = reader(data)
+        except ProtocolViolation:
+            continue
+        asked = len(getattr(found, "tensors", ())), len(getattr(found, "wanted", ()))
+        if asked[0] > TENSORS_ASKED_MAX or asked[1] > LEAVES_WANTED_MAX:
+            raise AssertionError(f"a request for {asked} was accepted")
+
+
 def _pack(value: object) -> bytes:
     return bytes(msgpack.packb(value))
 
@@ -238,6 +267,17 @@ TARGETS: Final[Mapping[str, Target]] = {
         _all_of(parse_report, parse_reports),
         (ProtocolViolation,),
         (_pack({"state": "COLD", "phase": "p", "lost": ["x"]}), _pack({"reports": {_NODE: {}}})),
+    ),
+    "peer_weights": Target(
+        _peer_weights,
+        (),
+        (
+            pack_have([bytes(32)]),
+            pack_give([WantedLeaf(bytes(32), 1, bytes(32))]),
+            pack_holdings([Holding.NO, Holding.HELD]),
+            pack_given(Answer.LEAF, 1),
+            pack_given(Answer.BUSY),
+        ),
     ),
     "journal": Target(
         _journal,

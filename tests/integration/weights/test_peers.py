@@ -91,7 +91,7 @@ def test_ten_that_start_together_fetch_each_byte_from_s3_about_once(
     tmp_path: Path, model: Model
 ) -> None:
     town = Town(meeting=threading.Barrier(10))
-    residents = [Resident(town, f"node{number}") for number in range(10)]
+    residents = [Resident(town, f"node{n}", patience_seconds=120) for n in range(10)]
     with rclone_s3(tmp_path / "buckets") as server:
         server.upload(model.folder, "models/proven")
         with counting_proxy(server.url) as proxy:
