@@ -29,11 +29,14 @@ class Exchange:
         tensors: Sequence[TensorInfo],
         ledger: Ledger,
         progress: ProgressCounter,
-        blocks: Callable[[], Sequence[memoryview]],
+        *,
+        land: Callable[[Leaf, memoryview], None],
+        shown: Callable[[int], memoryview | None],
     ) -> None:
-        """``blocks``: the memory of the tensors, in their order; none once it was let go."""
+        """``land`` brings a leaf's bytes to its tensor. ``shown`` gives a tensor's memory by
+        number, None when it is not in this machine's memory (any more)."""
         self._peers, self._tensors, self._ledger = peers, tensors, ledger
-        self._blocks = blocks
+        self._land_bytes, self._memory_of = land, shown
         manifest = checkpoint.manifest
         options = peers.options if peers else PeerOptions()
         known = {name: entry.digest for name, entry in manifest.tensors.items()} if manifest else {}
@@ -98,18 +101,15 @@ class Exchange:
 
     def _keep(self, peers: Peers) -> None:
         digests = self._ledger.digests
-        for tensor, block in zip(self._tensors, self._blocks(), strict=True):
-            if tensor.nbytes:
-                peers.shelf.keep(digests[tensor.name], block)
+        for number, tensor in enumerate(self._tensors):
+            memory = self._memory_of(number)
+            if tensor.nbytes and memory is not None:
+                peers.shelf.keep(digests[tensor.name], memory)
 
     def _land(self, leaf: Leaf, data: memoryview, seen: bytes) -> None:
-        place = self._shown(leaf.tensor, leaf.index)
-        if place is not None:
-            place[:] = data
-            self._ledger.prove(leaf, seen)
+        self._land_bytes(leaf, data)
+        self._ledger.prove(leaf, seen)
 
     def _shown(self, number: int, index: int) -> memoryview | None:
-        blocks = self._blocks()
-        if number >= len(blocks):
-            return None
-        return blocks[number][index * LEAF_BYTES : (index + 1) * LEAF_BYTES]
+        memory = self._memory_of(number)
+        return None if memory is None else memory[index * LEAF_BYTES : (index + 1) * LEAF_BYTES]

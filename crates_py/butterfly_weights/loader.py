@@ -17,9 +17,16 @@ from butterfly_weights.fetching import ChangedShards, PieceFetcher
 from butterfly_weights.from_cache import CachedTensor, CacheFetcher
 from butterfly_weights.ledger import Ledger
 from butterfly_weights.manifest import TensorEntry, part_digests
+from butterfly_weights.merkle import LEAF_BYTES
 from butterfly_weights.peers import Peers
 from butterfly_weights.progress import LoadProgress, ProgressCounter
-from butterfly_weights.select import GAP_BYTES_MAX, GAP_SHARE_MAX, PIECE_BYTES_MAX, plan_pieces
+from butterfly_weights.select import (
+    GAP_BYTES_MAX,
+    GAP_SHARE_MAX,
+    PIECE_BYTES_MAX,
+    Leaf,
+    plan_pieces,
+)
 from butterfly_weights.source import ObjectInfo, Source
 from butterfly_weights.spec import layer_count_of
 from butterfly_weights.tensors import TensorInfo
@@ -128,7 +135,13 @@ class _Load:
             self._tensors, checkpoint.manifest, self._progress, self._offer_to_cache
         )
         self._exchange = Exchange(
-            peers, checkpoint, self._tensors, self._ledger, self._progress, lambda: self._blocks
+            peers,
+            checkpoint,
+            self._tensors,
+            self._ledger,
+            self._progress,
+            land=self._land_from_peer,
+            shown=lambda number: self._blocks[number] if self._blocks else None,
         )
 
     def run(self) -> LoadResult:
@@ -233,6 +246,10 @@ class _Load:
             poll_seconds=self._options.poll_seconds,
         )
         return changed.take()
+
+    def _land_from_peer(self, leaf: Leaf, data: memoryview) -> None:
+        start = leaf.index * LEAF_BYTES
+        self._blocks[leaf.tensor][start : start + leaf.nbytes] = data
 
     def _restart(self, shard: str, error: SourceChanged, *, first: bool) -> None:
         """Go over to a replaced shard's new version, once, and only where a manifest can tell

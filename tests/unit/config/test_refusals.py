@@ -84,6 +84,10 @@ def refusal(values: dict[str, object], *, environ: dict[str, str] | None = None)
         ({**BUCKET, "model.endpoint_url": "http://h:x"}, "http:// or https://"),
         ({**BUCKET, "model.endpoint_url": "http://[::1"}, "http:// or https://"),
         ({"model.cache": "off", "model.cache_bytes_max": 5}, "bounds a cache that is off"),
+        (
+            {"model.peers": False, "model.peer_upload_bytes_per_second": 5},
+            "bounds what peers are given",
+        ),
         ({"engine.kv_cache_tokens": 16, "engine.block_size": 32}, "one block of 32 tokens"),
         ({"engine.step_tokens_max": 8}, "64 (sequences_max) or more"),
         ({"security.insecure": "maybe"}, "true or false"),

@@ -67,11 +67,11 @@ def test_nobody_is_asked_that_said_no_and_nobody_waits_for_itself(
     views = {name: view for name, view in world.items() if name != me}
     choice = choose(me, stretch, views)
 
-    asked = {
-        FromSource: lambda: (),
-        FromHolders: lambda: choice.names if isinstance(choice, FromHolders) else (),
-        WaitFor: lambda: (choice.name,) if isinstance(choice, WaitFor) else (),
-    }[type(choice)]()
+    asked: tuple[str, ...] = ()
+    if isinstance(choice, FromHolders):
+        asked = choice.names
+    elif isinstance(choice, WaitFor):
+        asked = (choice.name,)
     assert all(views[name] is not Holding.NO for name in asked)
     assert me not in asked
 
