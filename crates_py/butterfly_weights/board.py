@@ -5,6 +5,8 @@ is known beforehand may come from a peer; the source brings all others.
 """
 
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby, islice
 
@@ -14,6 +16,8 @@ from butterfly_weights.peers import LEAVES_WANTED_MAX, WantedLeaf
 from butterfly_weights.select import Leaf, Piece
 from butterfly_weights.shares import LeafKey, PeerShare, Shares, key_of, share_out
 from butterfly_weights.tensors import TensorInfo
+
+_SHARES_SECONDS = 0.5
 
 
 class Board:
@@ -34,12 +38,14 @@ class Board:
         self._numbers = {digest: n for n, digest in enumerate(self._digests) if digest}
         self._changed = threading.Condition()
         self._landed = threading.Condition()
-        self._left: tuple[Leaf, ...] = ()
+        self._left: dict[LeafKey, Leaf] = {}
         self._reserved: set[LeafKey] = set()
         self._views: dict[str, Mapping[int, Holding]] = {}
         self._refused: set[tuple[str, int]] = set()
         self._source_helps = False
         self._shares: Shares | None = None
+        self._shares_made_at = float("-inf")
+        self._shares_age = False
 
     # As others see it.
 
@@ -63,21 +69,22 @@ class Board:
         """These are the leaves to bring now, apart from those that are proven already."""
         left = (leaf for piece in pieces for leaf in piece.leaves)
         with self._changed:
-            self._left = tuple(leaf for leaf in left if not self._is_done(leaf))
+            self._left = {key_of(leaf): leaf for leaf in left if not self._is_done(leaf)}
             self._share_anew()
 
     def tensors_left(self) -> tuple[bytes, ...]:
         """Digests of the tensors that peers may bring and of which leaves are left."""
-        numbers = dict.fromkeys(leaf.tensor for leaf in self._left if not self._is_done(leaf))
+        with self._changed:
+            numbers = dict.fromkeys(number for number, _ in self._left)
         return tuple(self._digests[n] for n in numbers if self._digests[n])
 
     def is_complete(self) -> bool:
-        return all(self._is_done(leaf) for leaf in self._left)
+        return not self._left
 
     def source_has_work(self) -> bool:
         """True when the source should be asked for something now."""
         with self._changed:
-            return any(self._is_for_source(leaf) for leaf in self._left)
+            return any(self._is_for_source(leaf) for leaf in self._left.values())
 
     def wait_for_change(self, seconds: float) -> None:
         """Until there may be something new to bring, at most so long."""
@@ -88,7 +95,8 @@ class Board:
         """They are brought, or will not be: whatever is not proven is free again."""
         with self._changed:
             self._reserved -= {key_of(leaf) for leaf in leaves}
-            if not all(self._is_done(leaf) for leaf in leaves) or self.is_complete():
+            done = [self._left.pop(key_of(leaf), None) for leaf in leaves if self._is_done(leaf)]
+            if len(done) < len(leaves) or not self._left:
                 self._changed.notify_all()
         with self._landed:
             self._landed.notify_all()
@@ -119,7 +127,7 @@ class Board:
             news = {n: holding for n, holding in said if (peer, n) not in self._refused}
             if peer not in self._views or any(before.get(n) != news[n] for n in news):
                 self._views[peer] = {**before, **news}
-                self._share_anew()
+                self._share_anew(soon=bool(before))
 
     def drop(self, peer: str) -> None:
         """Nothing comes from this peer any more."""
@@ -159,19 +167,27 @@ class Board:
             self._digests[leaf.tensor], leaf.index, self._ledger.expected(leaf) or b""
         )
 
-    def _free(self, leaves: list[Leaf], count: int) -> tuple[Leaf, ...]:
-        leaves[:] = (leaf for leaf in leaves if not self._is_done(leaf))
-        return tuple(islice((leaf for leaf in leaves if self._is_unreserved(leaf)), count))
+    def _free(self, leaves: deque[Leaf], count: int) -> tuple[Leaf, ...]:
+        while leaves and key_of(leaves[0]) not in self._left:
+            leaves.popleft()
+        return tuple(islice((leaf for leaf in leaves if self._is_free(leaf)), count))
 
-    def _share_anew(self) -> None:
-        self._shares = None
+    def _share_anew(self, *, soon: bool = False) -> None:
+        """At once, or, ``soon``, when the present shares are not quite new: peers that load say
+        something else every second."""
+        self._shares_age = True
+        if not soon:
+            self._shares = None
         self._changed.notify_all()
 
     def _present_shares(self) -> Shares:
-        if self._shares is None:
+        now = time.monotonic()
+        old = self._shares_age and now - self._shares_made_at > _SHARES_SECONDS
+        if self._shares is None or old:
+            self._shares_age, self._shares_made_at = False, now
             self._shares = share_out(
                 self._me,
-                [leaf for leaf in self._left if not self._is_done(leaf)],
+                self._left.values(),
                 self._views,
                 stretch=lambda leaf: stretch_of(self._tensors[leaf.tensor].shard, leaf.offset),
                 provable=lambda leaf: self._ledger.expected(leaf) is not None,
@@ -179,12 +195,13 @@ class Board:
         return self._shares
 
     def _is_for_source(self, leaf: Leaf) -> bool:
-        if not self._is_unreserved(leaf) or self._is_done(leaf):
+        if not self._is_free(leaf):
             return False
         return self._source_helps or key_of(leaf) in self._present_shares().source
 
-    def _is_unreserved(self, leaf: Leaf) -> bool:
-        return key_of(leaf) not in self._reserved
+    def _is_free(self, leaf: Leaf) -> bool:
+        key = key_of(leaf)
+        return key in self._left and key not in self._reserved
 
     def _is_done(self, leaf: Leaf) -> bool:
         return self._ledger.is_proven(leaf.tensor, leaf.index)

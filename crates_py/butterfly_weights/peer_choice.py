@@ -3,8 +3,8 @@ it for all. Pure.
 
 Leaves are judged by *stretches* of their shard, so that who fetches one asks the source for whole
 ranges. Nodes that see the same others agree on who fetches a stretch without a word: the highest
-of a hash over stretch and name wins (rendezvous hashing). It fetches and waits for nobody, so
-nodes that agree never wait in a circle; those that do not agree yet wait for a bounded time.
+of a hash over stretch and name wins (rendezvous hashing). One waits only for a name whose hash is
+higher than its own, so nobody waits in a circle, whatever each sees.
 """
 
 from collections.abc import Mapping

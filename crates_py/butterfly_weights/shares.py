@@ -1,5 +1,6 @@
 """How the leaves that are left are shared out between the source and the peers. Pure."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -19,9 +20,9 @@ class PeerShare:
     """What one peer may be asked for, in the order of the load: ``first`` and ``second`` by whether
     it is the first of the holders to ask, ``awaited`` what it is fetching for others."""
 
-    first: list[Leaf] = field(default_factory=list)
-    second: list[Leaf] = field(default_factory=list)
-    awaited: list[Leaf] = field(default_factory=list)
+    first: deque[Leaf] = field(default_factory=deque)
+    second: deque[Leaf] = field(default_factory=deque)
+    awaited: deque[Leaf] = field(default_factory=deque)
 
 
 @dataclass(slots=True)

@@ -93,6 +93,7 @@ def test_an_upload_limit_holds_on_average_whoever_asks(shelf: Shelf) -> None:
     assert 0.5 * rate * took <= uploads.given_bytes <= rate * (took + 1) + LEAF_BYTES
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 1 << 34),
     st.lists(st.tuples(st.floats(0, 10), st.integers(1, LEAF_BYTES)), max_size=60),
@@ -113,6 +114,7 @@ def test_over_any_time_no_more_is_allowed_than_the_rate_a_second_more_and_one_le
             assert total <= rate * (at - since + 1) * 1.0001 + LEAF_BYTES
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1e6), st.integers(1, 1 << 40))
 def test_no_limit_never_says_no(now: float, nbytes: int) -> None:
     allowance = Allowance(0, 0.0)

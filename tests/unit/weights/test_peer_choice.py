@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from butterfly_weights.peer_choice import (
@@ -36,6 +36,7 @@ def choices(world: Mapping[str, Holding], stretch: str) -> dict[str, Choice]:
     }
 
 
+@settings(deadline=None)
 @given(st.sets(names, min_size=1, max_size=12), stretches)
 def test_of_those_that_agree_exactly_one_fetches_and_all_others_wait_for_it(
     loaders: set[str], stretch: str
@@ -46,6 +47,23 @@ def test_of_those_that_agree_exactly_one_fetches_and_all_others_wait_for_it(
     assert all(choice == WaitFor(fetcher) for name, choice in found.items() if name != fetcher)
 
 
+@settings(deadline=None)
+@given(st.dictionaries(names, st.dictionaries(names, holdings), max_size=12), stretches)
+def test_nobody_waits_in_a_circle_whatever_each_of_them_sees(
+    seen: dict[str, dict[str, Holding]], stretch: str
+) -> None:
+    found = {
+        me: choose(me, stretch, {name: view for name, view in views.items() if name != me})
+        for me, views in seen.items()
+    }
+    for start in found:
+        waited: list[str] = [start]
+        while isinstance(choice := found.get(waited[-1]), WaitFor):
+            assert choice.name not in waited
+            waited.append(choice.name)
+
+
+@settings(deadline=None)
 @given(st.dictionaries(names, holdings, max_size=12), stretches)
 def test_nobody_goes_to_the_source_or_waits_where_somebody_holds_it(
     world: dict[str, Holding], stretch: str
@@ -60,6 +78,7 @@ def test_nobody_goes_to_the_source_or_waits_where_somebody_holds_it(
             assert not isinstance(choice, FromHolders)
 
 
+@settings(deadline=None)
 @given(st.dictionaries(names, holdings, max_size=12), stretches, names)
 def test_nobody_is_asked_that_said_no_and_nobody_waits_for_itself(
     world: dict[str, Holding], stretch: str, me: str
@@ -76,6 +95,7 @@ def test_nobody_is_asked_that_said_no_and_nobody_waits_for_itself(
     assert me not in asked
 
 
+@settings(deadline=None)
 @given(st.sets(names, min_size=2, max_size=8), st.integers(0, 1 << 30))
 def test_who_left_moves_only_what_it_was_to_fetch(loaders: set[str], start: int) -> None:
     gone = min(loaders)
@@ -111,6 +131,7 @@ def test_many_askers_spread_over_few_holders_within_a_fifth() -> None:
     assert all(400 <= asked[name] <= 600 for name in views)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers(1, 40 << 20), min_size=1, max_size=6),
     st.dictionaries(names, st.dictionaries(st.integers(0, 5), holdings), max_size=5),
@@ -137,6 +158,7 @@ def test_every_leaf_is_shared_out_to_the_source_or_to_peers_and_never_to_both(
     assert all(number in provable for number, _ in (*first, *awaited))
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1e4), st.integers(0, 1 << 40), st.floats(0, 1e12), st.floats(0.1, 100))
 def test_the_source_never_helps_before_patience_ends_and_always_when_nothing_comes(
     idle: float, given_bytes: int, rate: float, patience: float
