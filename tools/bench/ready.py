@@ -36,7 +36,7 @@ READS_AT_ONCE = 8
 NODE_GBIT = 25.0
 NODES = (8, 64, 256, 1000)
 SOURCE_GBIT = (10, 25, 50, 100, 200, 400, 800)
-_TICKS = 400
+_TICKS = 1000
 _GBIT = 1e9 / 8
 
 
@@ -109,21 +109,16 @@ class Group:
 
     def seconds(self, source_bytes: float, node_bytes: float) -> float:
         """Until the last one has everything; both rates are bytes a second."""
-        size = self._stretches * STRETCH_BYTES
-        least = max(size / node_bytes, size / source_bytes)
-        tick, now = least / _TICKS, 0.0
+        read = sum(len(node.own) for node in self.nodes) * STRETCH_BYTES
+        least = max(self._stretches * STRETCH_BYTES / node_bytes, read / source_bytes)
+        now = 0.0
         while any(len(node.done) < self._stretches for node in self.nodes):
             self._begin()
-            self._move(tick, source_bytes, node_bytes)
-            now += tick
+            now += self._move(least / _TICKS, source_bytes, node_bytes)
         return now
 
     def _begin(self) -> None:
-        gives = [0] * len(self.nodes)
-        for node in self.nodes:
-            for transfer in node.under_way:
-                if transfer.giver is not None:
-                    gives[transfer.giver] += 1
+        gives = self._gives()
         for node in self.nodes:
             while node.own and node.reads() < READS_AT_ONCE:
                 node.under_way.append(Transfer(node.own.pop(0), None))
@@ -137,24 +132,35 @@ class Group:
                     gives[giver] += 1
                     node.under_way.append(Transfer(ready, giver))
 
-    def _move(self, tick: float, source_bytes: float, node_bytes: float) -> None:
-        """Each end shares its bandwidth evenly; a transfer is as fast as its slower end."""
+    def _move(self, tick: float, source_bytes: float, node_bytes: float) -> float:
+        """Until the next transfer ends, but at least a tick; how long that was. Each end shares
+        its bandwidth evenly; a transfer is as fast as its slower end."""
         reads = sum(node.reads() for node in self.nodes)
-        gives = [0] * len(self.nodes)
-        for node in self.nodes:
-            for transfer in node.under_way:
-                if transfer.giver is not None:
-                    gives[transfer.giver] += 1
+        gives = self._gives()
+        rates: list[tuple[Transfer, float]] = []
         for node in self.nodes:
             share = node_bytes / max(1, len(node.under_way))
             for transfer in node.under_way:
                 giver = transfer.giver
                 other = source_bytes / reads if giver is None else node_bytes / gives[giver]
-                moved = min(transfer.left, tick * min(share, other))
-                transfer.left -= moved
-                self.read_bytes += moved if giver is None else 0
-            node.done |= {t.stretch for t in node.under_way if t.left <= 0}
-            node.under_way = [t for t in node.under_way if t.left > 0]
+                rates.append((transfer, min(share, other)))
+        step = max(tick, min(transfer.left / rate for transfer, rate in rates))
+        for transfer, rate in rates:
+            moved = min(transfer.left, step * rate)
+            transfer.left -= moved
+            self.read_bytes += moved if transfer.giver is None else 0
+        for node in self.nodes:
+            node.done |= {t.stretch for t in node.under_way if t.left < 1}
+            node.under_way = [t for t in node.under_way if t.left >= 1]
+        return step
+
+    def _gives(self) -> list[int]:
+        gives = [0] * len(self.nodes)
+        for node in self.nodes:
+            for transfer in node.under_way:
+                if transfer.giver is not None:
+                    gives[transfer.giver] += 1
+        return gives
 
 
 def _peers_of(me: int, nodes: int) -> list[int]:
