@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+from types import TracebackType
 from typing import Final
 
 from butterfly.channel import BlockingChannel, EngineSettings, Hello
@@ -34,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     _die_with_the_node()
     threading.excepthook = _end_process
+    sys.excepthook = _end_at_once
     os.nice(_NICENESS)
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s engine %(levelname)s %(message)s"
@@ -48,6 +50,15 @@ def _end_process(failure: threading.ExceptHookArgs) -> None:
     trace = (failure.exc_type, failure.exc_value or failure.exc_type(), failure.exc_traceback)
     log.critical("a thread ended unexpectedly; this process ends", exc_info=trace)
     os._exit(EXIT_UNEXPECTED)
+
+
+def _end_at_once(
+    kind: type[BaseException], failure: BaseException, trace: TracebackType | None
+) -> None:
+    """The interpreter's own end takes seconds with torch in it, and the node would kill it."""
+    sys.__excepthook__(kind, failure, trace)
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _die_with_the_node() -> None:
