@@ -23,7 +23,7 @@ from butterfly_weights.safetensors_header import (
     parse_header,
     parse_json_object,
 )
-from butterfly_weights.source import ObjectInfo, RangeReader, Source, safe_name
+from butterfly_weights.source import ObjectInfo, Pinned, RangeReader, Source, safe_name
 from butterfly_weights.tensors import TensorInfo
 
 CONFIG_NAME = "config.json"
@@ -55,8 +55,8 @@ class Checkpoint:
 
     ``tensors`` are sorted by name. ``objects`` are the shards. ``revision`` names this version of
     the files and is the same on every machine: it covers small files, headers and sizes, and
-    the shards' ETags where they say something about content (S3). ``cache_key`` also covers where
-    the files are and their local versions.
+    the shards' ETags where they say something about content (S3); on a hub it is the commit.
+    ``cache_key`` also covers where the files are and their local versions.
     """
 
     config: Mapping[str, Any]
@@ -105,7 +105,11 @@ def read_checkpoint(source: Source, *, with_manifest: bool = True) -> Checkpoint
         tensors=tensors,
         objects=objects,
         manifest=manifest,
-        revision=_revision(small_files, tensors, objects, etags=source.etag_names_content),
+        revision=(
+            source.version()
+            if isinstance(source, Pinned)
+            else _revision(small_files, tensors, objects, etags=source.etag_names_content)
+        ),
         cache_key=_revision(
             {"source": source.describe().encode(), **small_files}, tensors, objects, etags=True
         ),

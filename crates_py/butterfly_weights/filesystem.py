@@ -17,7 +17,8 @@ _ENTRIES_MAX = 100_000
 
 
 class FilesystemSource:
-    """The files directly in one folder; links may not lead out of it."""
+    """The files directly in one folder; links may not lead out of it, but for those of a hub
+    cache's snapshot, which lead into the blobs beside it."""
 
     etag_names_content: Final = False
 
@@ -84,7 +85,7 @@ class FilesystemSource:
         path = self._root / safe_name(name)
         try:
             real, root = path.resolve(strict=True), self._root.resolve(strict=True)
-            if not real.is_relative_to(root):
+            if not real.is_relative_to(root) and real.parent != _blobs_of(root):
                 raise ModelError(
                     f"{path} is a link to {real}, outside of the model's folder: copy the file "
                     "in (cp -L)"
@@ -148,6 +149,13 @@ class FileReader:
 
     def close(self) -> None:
         """Nothing is kept open."""
+
+
+def _blobs_of(root: Path) -> Path | None:
+    """Where the links of ``models--org--name/snapshots/COMMIT`` lead."""
+    repo = root.parent.parent
+    is_snapshot = root.parent.name == "snapshots" and repo.name.startswith("models--")
+    return repo / "blobs" if is_snapshot else None
 
 
 def _info(name: str, status: os.stat_result) -> ObjectInfo:

@@ -11,6 +11,8 @@ from butterfly_weights.source import ObjectInfo
 ERROR_BODY_BYTES_MAX = 64 << 10
 _CODE = re.compile(rb"<Code>([A-Za-z0-9.]{1,64})</Code>")
 _RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
+_MODIFIED = "modified: "
+_TRANSIENT_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 _TRANSIENT_CODES = frozenset({"RequestTimeout", "SlowDown", "InternalError", "ServiceUnavailable"})
 EXPIRED_CODES = frozenset({"ExpiredToken", "TokenRefreshRequired", "InvalidToken"})
 _ADVICE = {
@@ -54,22 +56,25 @@ def read_refusal(status: int, headers: Mapping[str, str], body: bytes) -> Refusa
     return Refusal(status, code, headers)
 
 
-def error_of(refusal: Refusal, what: str, *, who: str) -> SourceError:
-    """The error to raise for a refused request; ``who`` says whose credentials signed it."""
+def error_of(
+    refusal: Refusal, what: str, *, who: str, advice_of: Mapping[str, str] = _ADVICE
+) -> SourceError:
+    """The error to raise for a refused request; ``who`` says whose credentials signed it, and
+    ``advice_of`` a code what to do."""
     story = f"{what}: {refusal.code} ({refusal.status})"
-    if refusal.status in (429, 500, 502, 503, 504) or refusal.code in _TRANSIENT_CODES:
+    if refusal.status in _TRANSIENT_STATUSES or refusal.code in _TRANSIENT_CODES:
         wait = refusal.headers.get("retry-after", "")
         return TransientFailure(
             story,
             retry_after_seconds=float(wait) if wait.isdigit() else 0.0,
             slow_down=refusal.status in (429, 503),
         )
-    advice = _ADVICE.get(refusal.code, "")
+    advice = advice_of.get(refusal.code, "")
     region = refusal.headers.get("x-amz-bucket-region")
     if region:
         advice = f"{advice}; the server says the bucket's region is {region!r}"
     message = f"{story}: {advice} [{who}]" if advice else f"{story} [{who}]"
-    if refusal.status == 404:
+    if refusal.status in (404, 410):
         return NotFound(message)
     if refusal.status in (400, 401, 403):
         return AccessDenied(message)
@@ -116,8 +121,30 @@ def check_whole(headers: Mapping[str, str], what: str, *, bytes_max: int) -> int
 
 
 def plain_etag(field: str) -> str:
-    """Without the quotes, which some servers leave out in listings."""
-    return field.strip().strip('"')
+    """Without the quotes, which some servers leave out in listings; a weak one keeps its W/."""
+    trimmed = " ".join(field.split())  # a folded field must not fold a later request's
+    weak = "W/" if trimmed.startswith("W/") else ""
+    value = trimmed.removeprefix("W/").strip('"')
+    return f"{weak}{value}" if value else ""
+
+
+def version_of(headers: Mapping[str, str]) -> str:
+    """What changes whenever the object does: its ETag, else its date; "" without either."""
+    etag = plain_etag(headers.get("etag", ""))
+    date = " ".join(headers.get("last-modified", "").split())
+    return etag or (f"{_MODIFIED}{date}" if date else "")
+
+
+def condition_of(info: ObjectInfo) -> dict[str, str]:
+    """Header fields by which a server refuses (412) when the object is another by now.
+
+    A weak ETag must not be used so (RFC 9110, 13.1.1); it is only compared.
+    """
+    if info.etag.startswith(_MODIFIED):
+        return {"If-Unmodified-Since": info.etag.removeprefix(_MODIFIED)}
+    if not info.etag or info.etag.startswith("W/"):
+        return {}
+    return {"If-Match": f'"{info.etag}"'}
 
 
 def changed(info: ObjectInfo, now: str) -> SourceChanged:
@@ -148,8 +175,16 @@ def _refuse_encoding(headers: Mapping[str, str], what: str) -> None:
 
 
 def _refuse_other_version(headers: Mapping[str, str], info: ObjectInfo, what: str) -> None:
-    seen = plain_etag(headers.get("etag", ""))
-    if not seen and info.etag:
-        raise SourceError(f"{what}: the response has no ETag, so its version cannot be told")
-    if seen != info.etag and info.etag:
-        raise changed(info, f"has ETag {seen}")
+    if not info.etag:
+        return
+    if info.etag.startswith(_MODIFIED):
+        kind, seen = (
+            "Last-Modified",
+            version_of({"last-modified": headers.get("last-modified", "")}),
+        )
+    else:
+        kind, seen = "ETag", plain_etag(headers.get("etag", ""))
+    if not seen:
+        raise SourceError(f"{what}: the response has no {kind}, so its version cannot be told")
+    if seen.removeprefix("W/") != info.etag.removeprefix("W/"):
+        raise changed(info, f"has {kind} {seen.removeprefix(_MODIFIED)}")

@@ -16,7 +16,8 @@ from butterfly_core.errors import ConfigError, SourceError
 from butterfly_weights.errors import TransientFailure
 from butterfly_weights.source import SourceOptions
 
-_BROKEN = (OSError, http.client.HTTPException)
+BROKEN = (OSError, http.client.HTTPException)
+"""What a connection that fails may raise."""
 
 
 @lru_cache(maxsize=8)
@@ -28,7 +29,8 @@ def _tls_context(ca_file: str | None) -> ssl.SSLContext:
 
 
 def tls_context(ca_file: Path | None) -> ssl.SSLContext:
-    """Checks certificates and names; trusts ``ca_file``, AWS_CA_BUNDLE or the system."""
+    """Checks certificates and names; trusts ``ca_file``, AWS_CA_BUNDLE, SSL_CERT_FILE (which
+    OpenSSL itself looks at) or the system."""
     chosen = str(ca_file) if ca_file else os.environ.get("AWS_CA_BUNDLE") or None
     return _tls_context(chosen)
 
@@ -74,12 +76,13 @@ class HttpConnection:
         except ssl.SSLCertVerificationError as error:
             self.drop()
             raise SourceError(
-                f"{method} {url}: the server's certificate is not trusted "
-                f"({error.verify_message}): name its authority's file in AWS_CA_BUNDLE"
+                f"{method} {without_query(url)}: the server's certificate is not trusted "
+                f"({error.verify_message}): name its authority's file in AWS_CA_BUNDLE, or in "
+                "SSL_CERT_FILE"
             ) from error
-        except _BROKEN as error:
+        except BROKEN as error:
             self.drop()
-            raise TransientFailure(f"{method} {url}: {told(error)}") from error
+            raise TransientFailure(f"{method} {without_query(url)}: {told(error)}") from error
 
     def drop(self) -> None:
         """Close; the next request connects anew."""
@@ -125,6 +128,11 @@ def _proxy_headers(proxy: SplitResult) -> dict[str, str]:
         return {}
     pair = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}".encode()
     return {"Proxy-Authorization": f"Basic {base64.b64encode(pair).decode()}"}
+
+
+def without_query(url: str) -> str:
+    """An address for messages: a signed one carries its secret behind the question mark."""
+    return url.partition("?")[0]
 
 
 def told(error: BaseException) -> str:

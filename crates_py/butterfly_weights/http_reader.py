@@ -13,17 +13,16 @@ from butterfly_weights.http_answers import (
     changed,
     check_range,
     check_whole,
-    error_of,
+    condition_of,
     out_of_range,
-    plain_etag,
     read_refusal,
+    version_of,
 )
-from butterfly_weights.http_connection import HttpConnection, told
+from butterfly_weights.http_connection import BROKEN, HttpConnection, told
 from butterfly_weights.retrying import Pace, Tries
 from butterfly_weights.source import ObjectInfo, OnBytes, SourceOptions
 
 _STEP_BYTES = 1 << 20
-_BROKEN = (OSError, http.client.HTTPException)
 
 
 class Signing(Protocol):
@@ -33,6 +32,17 @@ class Signing(Protocol):
     def who(self) -> str: ...
     def headers(self, method: str, url: str, headers: Mapping[str, str]) -> dict[str, str]: ...
     def refresh(self) -> bool: ...
+    def refused(self, refusal: Refusal, what: str) -> SourceError: ...
+
+
+class Connection(Protocol):
+    """One connection, or several that look like one; as ``HttpConnection``."""
+
+    def get(
+        self, method: str, url: str, headers: Mapping[str, str]
+    ) -> http.client.HTTPResponse: ...
+    def drop(self) -> None: ...
+    def interrupt(self) -> None: ...
 
 
 class HttpFolder(Protocol):
@@ -68,11 +78,11 @@ class _Cursor:
 
 
 class HttpReader:
-    """One connection to an S3 server, used by one thread."""
+    """One connection to a server, used by one thread."""
 
-    def __init__(self, folder: HttpFolder) -> None:
+    def __init__(self, folder: HttpFolder, connection: Connection | None = None) -> None:
         self._folder = folder
-        self._connection = HttpConnection(folder.base_url, folder.options)
+        self._connection = connection or HttpConnection(folder.base_url, folder.options)
         self._closed = threading.Event()
 
     def read_into(
@@ -91,14 +101,15 @@ class HttpReader:
                 tries.failed(failure, place)
 
     def stat(self, name: str) -> ObjectInfo:
-        """Size and ETag, by HEAD. Raises NotFound, SourceError."""
+        """Size and version, by HEAD. Raises NotFound, SourceError."""
         tries = self._tries()
         while True:
             try:
                 response = self._request("HEAD", name, {})
                 response.read()
-                size = check_whole(_lower(response), name, bytes_max=1 << 62)
-                return ObjectInfo(name, size, plain_etag(response.headers.get("etag", "")))
+                headers = lower_headers(response)
+                size = check_whole(headers, name, bytes_max=1 << 62)
+                return ObjectInfo(name, size, version_of(headers))
             except TransientFailure as failure:
                 self._hold_back(failure)
                 tries.failed(failure, "no answer")
@@ -136,12 +147,10 @@ class HttpReader:
         if self._closed.is_set():
             raise LoadCancelled(f"reading {info.name} was cancelled")
         count = cursor.total - cursor.done
-        headers = {"Range": f"bytes={offset}-{offset + count - 1}"}
-        if info.etag:
-            headers["If-Match"] = f'"{info.etag}"'
+        headers = {"Range": f"bytes={offset}-{offset + count - 1}", **condition_of(info)}
         response = self._request("GET", info.name, headers, info=info, offset=offset)
         try:
-            check_range(response.status, _lower(response), info, offset, count)
+            check_range(response.status, lower_headers(response), info, offset, count)
             while cursor.done < cursor.total:
                 landed = _receive(response, cursor.rest(), info.name)
                 cursor.advance(landed)
@@ -154,7 +163,7 @@ class HttpReader:
     def _read_whole(self, name: str, bytes_max: int) -> bytes:
         response = self._request("GET", name, {})
         try:
-            size = check_whole(_lower(response), name, bytes_max=bytes_max)
+            size = check_whole(lower_headers(response), name, bytes_max=bytes_max)
             content = bytearray(size)
             done = 0
             while done < size:
@@ -184,21 +193,21 @@ class HttpReader:
             if not (refusal.credentials_expired and may_refresh and signer.refresh()):
                 break
         if info and refusal.status == 412:
-            raise changed(info, "has another ETag (412)")
+            raise changed(info, "has another version (412)")
         if info and refusal.status == 416:
             raise out_of_range(refusal.headers, info, offset)
-        raise error_of(refusal, f"{name} ({method} {url})", who=signer.who)
+        raise signer.refused(refusal, f"{name} ({method} {url})")
 
     def _refusal(self, response: http.client.HTTPResponse) -> Refusal:
         try:
             body = response.read(ERROR_BODY_BYTES_MAX)
-        except _BROKEN:
+        except BROKEN:
             body = b""
         self._connection.drop()
-        return read_refusal(response.status, _lower(response), body)
+        return read_refusal(response.status, lower_headers(response), body)
 
 
-def _lower(response: http.client.HTTPResponse) -> dict[str, str]:
+def lower_headers(response: http.client.HTTPResponse) -> dict[str, str]:
     return {name.lower(): value for name, value in response.headers.items()}
 
 
@@ -207,7 +216,7 @@ def _receive(response: http.client.HTTPResponse, view: memoryview, name: str) ->
     the whole view and, when the connection breaks, not say how much of it had come."""
     try:
         count = response.fp.readinto1(view)
-    except _BROKEN as error:
+    except BROKEN as error:
         raise TransientFailure(f"{name}: {told(error)}") from error
     if not count:
         raise TransientFailure(f"{name}: the server closed the connection in the middle")
@@ -219,5 +228,5 @@ def _finish(response: http.client.HTTPResponse) -> None:
     response.length = 0
     try:
         response.read()
-    except _BROKEN as error:
+    except BROKEN as error:
         raise SourceError(f"the end of a response: {told(error)}") from error

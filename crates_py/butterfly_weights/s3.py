@@ -14,7 +14,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from butterfly_core.errors import ConfigError, ModelError, SourceError
 from butterfly_weights.errors import AccessDenied, NotFound
-from butterfly_weights.http_answers import error_of, plain_etag, read_refusal
+from butterfly_weights.http_answers import Refusal, error_of, plain_etag, read_refusal
 from butterfly_weights.http_reader import HttpReader
 from butterfly_weights.retrying import Pace
 from butterfly_weights.source import ObjectInfo, SourceOptions, safe_name
@@ -59,6 +59,10 @@ class Signer:
             self._credentials = botocore.session.get_session().get_credentials()
             now = self._credentials and self._credentials.get_frozen_credentials()
             return bool(before != now)
+
+    def refused(self, refusal: Refusal, what: str) -> SourceError:
+        """The error that a refusal means."""
+        return error_of(refusal, what, who=self.who)
 
 
 class S3Source:
@@ -181,7 +185,7 @@ class S3Source:
         refusal = read_refusal(
             status, metadata.get("HTTPHeaders", {}), f"<Code>{code}</Code>".encode()
         )
-        return error_of(refusal, f"{self.describe()}: {what}", who=self.signer.who)
+        return self.signer.refused(refusal, f"{self.describe()}: {what}")
 
 
 def _client_config(options: SourceOptions, *, anonymous: bool) -> Any:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from butterfly_core.errors import ConfigError, ModelError
 
@@ -98,6 +98,19 @@ class Source(Protocol):
     def close(self) -> None: ...
 
 
+@runtime_checkable
+class Pinned(Protocol):
+    """A source that reads one version of the whole folder, whatever its name comes to mean."""
+
+    def version(self) -> str:
+        """The version's name, the same on every machine. Raises NotFound, SourceError."""
+        ...
+
+    def pinned_path(self) -> str:
+        """A ``source_path`` that means this very version. Raises as ``version``."""
+        ...
+
+
 def safe_name(name: str) -> str:
     """An object's name that stays inside its source. Raises ModelError for any other."""
     path = PurePosixPath(name)
@@ -113,6 +126,9 @@ def safe_name(name: str) -> str:
     return name
 
 
+SOURCE_TYPES = ("s3", "filesystem", "http", "huggingface", "embedded")
+
+
 def open_source(
     source_type: str,
     source_path: str,
@@ -121,31 +137,63 @@ def open_source(
     region: str | None = None,
     options: SourceOptions | None = None,
 ) -> Source:
-    """Open ``s3`` (bucket/prefix, or s3://bucket/prefix), ``filesystem`` (a folder) or
-    ``embedded`` (the name of a folder in ``options.embedded_root``).
+    """Open ``s3`` (bucket/prefix, or s3://bucket/prefix), ``filesystem`` (a folder), ``http``
+    (a folder's URL), ``huggingface`` (org/name@revision; in the local hub cache alone when
+    HF_HUB_OFFLINE is set) or ``embedded`` (the name of a folder in ``options.embedded_root``).
 
-    Contacts nobody yet. Raises ConfigError.
+    Contacts nobody yet. Raises ConfigError, and NotFound for what should be on this disk.
     """
     chosen = options or SourceOptions()
+    if endpoint_url is not None and source_type not in ("s3", "huggingface"):
+        raise ConfigError(
+            f"endpoint_url belongs to source_type s3 and huggingface, not to {source_type!r}"
+        )
+    # Each is imported when asked for: botocore alone costs more to load than all of this package.
     if source_type == "s3":
-        # Imported when asked for: botocore alone costs more to load than all of this package.
         from butterfly_weights.s3 import S3Source
 
         return S3Source.of_path(
             source_path, endpoint_url=endpoint_url, region=region, options=chosen
         )
-    if endpoint_url is not None:
-        raise ConfigError(f"endpoint_url belongs to source_type s3, not to {source_type!r}")
+    if source_type == "http":
+        from butterfly_weights.web import WebSource
+
+        return WebSource(source_path, chosen)
+    if source_type == "huggingface":
+        return _open_hub(source_path, endpoint_url, chosen)
+    if source_type == "filesystem":
+        return _open_folder(Path(source_path))
+    if source_type == "embedded":
+        return _open_embedded(source_path, chosen)
+    raise ConfigError(f"source_type {source_type!r} is not one of {', '.join(SOURCE_TYPES)}")
+
+
+def _open_hub(path: str, endpoint_url: str | None, options: SourceOptions) -> Source:
+    from butterfly_weights.hub_answers import parse_hub_name
+    from butterfly_weights.hub_cache import cache_folder, is_offline, open_offline
+
+    name = parse_hub_name(path)
+    if is_offline():
+        return open_offline(name, cache_folder())
+    from butterfly_weights.hub import HubSource
+
+    return HubSource(name, endpoint_url=endpoint_url, options=options)
+
+
+def _open_folder(folder: Path) -> Source:
+    from butterfly_weights.filesystem import FilesystemSource
+    from butterfly_weights.hub_cache import is_repo_folder, snapshot_of
+
+    return FilesystemSource(snapshot_of(folder) if is_repo_folder(folder) else folder)
+
+
+def _open_embedded(name: str, options: SourceOptions) -> Source:
     from butterfly_weights.filesystem import FilesystemSource
 
-    if source_type == "filesystem":
-        return FilesystemSource(Path(source_path))
-    if source_type == "embedded":
-        if chosen.embedded_root is None:
-            raise ConfigError("source_type embedded needs the folder of the packaged models")
-        root = chosen.embedded_root / safe_name(source_path)
-        if not root.is_dir():
-            known = sorted(p.name for p in chosen.embedded_root.glob("*") if p.is_dir())
-            raise ConfigError(f"no model {source_path!r} ships with this package; known: {known}")
-        return FilesystemSource(root)
-    raise ConfigError(f"source_type {source_type!r} is not one of s3, filesystem, embedded")
+    if options.embedded_root is None:
+        raise ConfigError("source_type embedded needs the folder of the packaged models")
+    root = options.embedded_root / safe_name(name)
+    if not root.is_dir():
+        known = sorted(p.name for p in options.embedded_root.glob("*") if p.is_dir())
+        raise ConfigError(f"no model {name!r} ships with this package; known: {known}")
+    return FilesystemSource(root)

@@ -26,7 +26,7 @@ def test_a_source_that_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "demo").mkdir()
     embedded = SourceOptions(embedded_root=tmp_path)
     for source_type, path, options, says in (
-        ("ftp", "x", SourceOptions(), "not one of s3, filesystem, embedded"),
+        ("ftp", "x", SourceOptions(), "not one of s3, filesystem, http, huggingface, embedded"),
         ("s3", "s3://", SourceOptions(), "names no bucket"),
         ("embedded", "demo", SourceOptions(), "folder of the packaged models"),
         ("embedded", "other", embedded, "known: .'demo'."),

@@ -1,0 +1,87 @@
+"""A model's folder on a web server: files by name, ranges of their bytes, no listing."""
+
+import threading
+from typing import Final
+from urllib.parse import quote, urlsplit
+
+from butterfly_core.errors import ConfigError, SourceError
+from butterfly_weights.bearer import BearerSigner, http_token
+from butterfly_weights.errors import NotFound
+from butterfly_weights.http_reader import HttpReader
+from butterfly_weights.redirects import Landings, RedirectingConnection
+from butterfly_weights.retrying import Pace
+from butterfly_weights.source import ObjectInfo, SourceOptions, safe_name
+
+
+class WebSource:
+    """Objects ``base_url/name``."""
+
+    # Two servers behind one name may call the same bytes differently (Apache does).
+    etag_names_content: Final = False
+
+    def __init__(self, base_url: str, options: SourceOptions) -> None:
+        self.base_url = plain_url(base_url, "source_path")
+        self.options, self.pace = options, Pace(options.requests_at_once_max)
+        self.signer = BearerSigner(self.base_url, http_token())
+        self._landings = Landings()
+        self._small, self._small_lock = self.reader(), threading.Lock()
+
+    def describe(self) -> str:
+        return f"web folder {self.base_url}"
+
+    def url(self, name: str) -> str:
+        return f"{self.base_url}/{quote(safe_name(name), safe='/~')}"
+
+    def entries(self) -> None:
+        """The web knows no listing."""
+
+    def stat(self, name: str) -> ObjectInfo:
+        with self._small_lock:
+            info = self._small.stat(name)
+        if not info.etag:
+            raise SourceError(
+                f"{self.url(name)}: the server tells neither ETag nor Last-Modified, so a file "
+                "that changes under the load could not be noticed: switch one of them on there"
+            )
+        return info
+
+    def exists(self, name: str) -> bool:
+        try:
+            self.stat(name)
+        except NotFound:
+            return False
+        return True
+
+    def read_small(self, name: str, *, bytes_max: int) -> bytes:
+        with self._small_lock:
+            return self._small.read_whole(name, bytes_max=bytes_max)
+
+    def write_small(self, name: str, content: bytes) -> None:
+        raise SourceError(
+            f"{self.describe()} can only be read: write {name} ({len(content)} bytes) to a file "
+            "(--output FILE) and put it beside the model yourself"
+        )
+
+    def reader(self) -> HttpReader:
+        connection = RedirectingConnection(self.base_url, self.options, self._landings)
+        return HttpReader(self, connection)
+
+    def close(self) -> None:
+        self._small.close()
+
+
+def plain_url(text: str, key: str) -> str:
+    """An http:// or https:// URL that carries no secret. Raises ConfigError."""
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or not text.isascii() or any(c <= " " for c in text):
+        raise ConfigError(f"{key} {text!r} must be a URL, as https://models.example.com/qwen3-8b")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ConfigError(
+            f"{key} must be a plain URL: no user name, no password, nothing after ? or # (it is "
+            "shown in /status; a token goes into the environment)"
+        )
+    return text.rstrip("/")
