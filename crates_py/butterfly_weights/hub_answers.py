@@ -117,8 +117,8 @@ def error_of_hub(
         return AccessDenied(f"{said}: the hub does not accept the token: make a new one")
     if status == 403:
         return AccessDenied(
-            f"{said}: the token may not read {name.repo}: a fine-grained token needs read access "
-            "to the contents of this model (and of gated models)"
+            f"{said}: the hub, or the store that it sends on to, does not let this node read "
+            f"{name.repo}: {login}give a fine-grained token read access to its contents"
         )
     return NotFound(f"{said}: check [model] source_path")
 

@@ -11,7 +11,7 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
@@ -34,6 +34,7 @@ class Asked:
     name: str
     first: int | None = None
     last: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -63,10 +64,12 @@ class Fault:
 
 @dataclass
 class FaultServer:
-    """A running server; ``objects`` may be changed at any time."""
+    """A running server; ``objects`` may be changed at any time. ``dress`` changes every answer,
+    those to HEAD too."""
 
     objects: dict[str, bytes]
     lists: bool = True
+    dress: Change | None = None
     url: str = ""
     asked: list[Asked] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
@@ -93,6 +96,8 @@ class FaultServer:
             if content is None:
                 return refusal(404, "NoSuchKey")
             answer = _sound_answer(asked, content)
+            if self.dress:
+                self.dress(answer, asked, content)
             if asked.method == "GET":
                 for fault in self.faults:
                     if fault.name in ("", asked.name) and fault.hits != fault.times:
@@ -259,7 +264,8 @@ class _Handler(BaseHTTPRequestHandler):
         if "list-type=2" in self.path:
             self._send(self.owner.listing())
             return
-        asked = Asked(self.command, path.removeprefix(f"{PLACE}/"))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        asked = Asked(self.command, path.removeprefix(f"{PLACE}/"), headers=headers)
         if found := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
             asked.first, asked.last = int(found[1]), int(found[2])
         self._send(self.owner.answer(asked))

@@ -7,10 +7,12 @@ from butterfly_weights.errors import AccessDenied, NotFound, SourceChanged, Tran
 from butterfly_weights.http_answers import (
     check_range,
     check_whole,
+    condition_of,
     error_of,
     out_of_range,
     plain_etag,
     read_refusal,
+    version_of,
 )
 from butterfly_weights.source import ObjectInfo
 
@@ -91,3 +93,41 @@ def test_a_range_beyond_the_end_tells_both_sizes() -> None:
 
 def test_quotes_of_an_etag_are_no_part_of_it() -> None:
     assert plain_etag(' "a-2" ') == plain_etag("a-2") == "a-2"
+
+
+DATE = "Tue, 01 Jan 2030 00:00:00 GMT"
+
+
+@pytest.mark.parametrize(
+    ("headers", "version", "condition"),
+    [
+        ({"etag": '"abc"', "last-modified": DATE}, "abc", {"If-Match": '"abc"'}),
+        ({"etag": 'W/"abc"'}, "W/abc", {}),
+        ({"last-modified": DATE}, f"modified: {DATE}", {"If-Unmodified-Since": DATE}),
+        ({"etag": '""', "last-modified": DATE}, f"modified: {DATE}", {"If-Unmodified-Since": DATE}),
+        ({"etag": '"a\r\n b"'}, "a b", {"If-Match": '"a b"'}),
+        ({}, "", {}),
+    ],
+)
+def test_a_version_is_told_and_asked_for_as_the_server_can(
+    headers: dict[str, str], version: str, condition: dict[str, str]
+) -> None:
+    assert version_of(headers) == version
+    assert condition_of(ObjectInfo("m", 1, version)) == condition
+
+
+def test_a_weak_etag_is_compared_weakly() -> None:
+    weak = ObjectInfo("m.safetensors", 100, "W/abc")
+    check_range(206, GOOD, weak, 10, 20)
+    check_range(206, GOOD | {"etag": 'W/"abc"'}, INFO, 10, 20)
+    with pytest.raises(SourceChanged, match="ETag W/xyz"):
+        check_range(206, GOOD | {"etag": 'W/"xyz"'}, weak, 10, 20)
+
+
+def test_an_object_known_by_its_date_is_compared_by_it() -> None:
+    dated = ObjectInfo("m.safetensors", 100, f"modified: {DATE}")
+    check_range(206, GOOD | {"last-modified": DATE}, dated, 10, 20)
+    with pytest.raises(SourceChanged, match="Last-Modified yesterday"):
+        check_range(206, GOOD | {"last-modified": "yesterday"}, dated, 10, 20)
+    with pytest.raises(SourceError, match="no Last-Modified"):
+        check_range(206, GOOD, dated, 10, 20)
