@@ -46,7 +46,8 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Where the bytes are; credentials come from the environment, as boto3 finds them."""
+    """Where the bytes are; credentials come from the environment, as boto3 and the hub's client
+    find them."""
 
     source_type: str
     source_path: str

@@ -34,8 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     create = actions.add_parser("create", help="hash the model and write its manifest")
     verify = actions.add_parser("verify", help="compare the model with its manifest")
     for action in (create, verify):
-        action.add_argument("source", metavar="SOURCE", help="a folder, or s3://bucket/path")
-        action.add_argument("--endpoint-url", metavar="URL", help="S3-compatible server")
+        action.add_argument(
+            "source",
+            metavar="SOURCE",
+            help="a folder, s3://bucket/path, a folder's URL, or hf://org/name@revision",
+        )
+        action.add_argument("--endpoint-url", metavar="URL", help="S3-compatible server, or hub")
         action.add_argument("--region", help="the bucket's region")
     create.add_argument(
         "--output",

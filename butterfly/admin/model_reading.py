@@ -49,6 +49,7 @@ def open_model(place: ModelPlace) -> "Source":
 
 def read_model(place: ModelPlace) -> "ModelSpec":
     """The model in numbers, from its headers. Raises SourceError, ModelError."""
+    from butterfly.config.model_name import name_of_source
     from butterfly_weights.checkpoint import read_checkpoint
     from butterfly_weights.spec import model_spec
 
@@ -57,4 +58,6 @@ def read_model(place: ModelPlace) -> "ModelSpec":
         checkpoint = read_checkpoint(source)
     finally:
         source.close()
-    return model_spec(checkpoint, place.name or place.source_path.rstrip("/").rpartition("/")[2])
+    return model_spec(
+        checkpoint, place.name or name_of_source(place.source_type, place.source_path)
+    )

@@ -35,9 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="SOURCE",
-        help="a folder, s3://bucket/path or toy-llama (default: that of --config)",
+        help="a folder, s3://bucket/path, a folder's URL, hf://org/name or toy-llama (default: "
+        "that of --config)",
     )
-    parser.add_argument("--endpoint-url", metavar="URL", help="S3-compatible server of the model")
+    parser.add_argument("--endpoint-url", metavar="URL", help="S3-compatible server, or hub")
     parser.add_argument("--region", help="region of an s3:// model")
     parser.add_argument(
         "--node",

@@ -22,10 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         default=TOY_MODEL,
         metavar="SOURCE",
-        help=f"a folder, s3://bucket/path, or {TOY_MODEL} (default): a toy that ships with it",
+        help=f"a folder, s3://bucket/path, a folder's URL, hf://org/name, or {TOY_MODEL} "
+        "(default): a toy that ships with it",
     )
     parser.add_argument(
-        "--endpoint-url", metavar="URL", help="S3-compatible server of an s3:// model"
+        "--endpoint-url",
+        metavar="URL",
+        help="S3-compatible server of an s3:// model, or hub of hf://",
     )
     parser.add_argument("--region", help="region of an s3:// model")
     parser.add_argument(

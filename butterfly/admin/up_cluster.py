@@ -132,10 +132,8 @@ class LocalCluster:
     def _put_on_s3(
         self, children: Children, model: ModelSource, directory: Path
     ) -> tuple[ModelSource, Mapping[str, str]]:
-        if model.source_type == "s3":
-            raise UsageError(
-                "--s3 puts a folder on a local server; an s3:// model is on one already"
-            )
+        if model.source_type not in ("filesystem", "embedded"):
+            raise UsageError(f"--s3 puts a folder on a local server; {model} is on one already")
         find_rclone()
         folder = Path(model.source_path)
         if model.source_type == "embedded":

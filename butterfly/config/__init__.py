@@ -6,6 +6,7 @@
 from butterfly.config.describing import describe
 from butterfly.config.discovery_schema import DiscoverySection
 from butterfly.config.loading import load_config
+from butterfly.config.model_name import name_of_source
 from butterfly.config.reading import FLAGS
 from butterfly.config.schema import (
     EMBEDDED_MODELS,
@@ -29,4 +30,5 @@ __all__ = [
     "SecuritySection",
     "describe",
     "load_config",
+    "name_of_source",
 ]

@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 
 from butterfly.config.discovery_schema import DiscoverySection
 from butterfly.config.fields import Section
+from butterfly.config.model_name import name_of_source
 from butterfly.config.problems import Problem, refuse
 from butterfly.config.reading import Setting, read_environment, read_file, read_flags
 from butterfly.config.rules import Parts, broken_rules
@@ -144,8 +145,8 @@ def _with_derived_defaults(parts: Parts, settings: Mapping[str, Setting]) -> Par
     if node and "node.advertise_address" not in settings:
         node = node.model_copy(update={"advertise_address": node.bind_address})
     if model and not model.name:
-        last = model.source_path.rstrip("/").rpartition("/")[2]
-        model = model.model_copy(update={"name": last})
+        name = name_of_source(model.source_type, model.source_path)
+        model = model.model_copy(update={"name": name})
     return replace(parts, cluster=cluster, node=node, model=model)
 
 

@@ -6,7 +6,7 @@ The only thing looked at outside the configuration is whether the secret files c
 
 import ipaddress
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -26,11 +26,19 @@ from butterfly.config.schema import (
     SecuritySection,
 )
 from butterfly_core.address import Address
+from butterfly_core.errors import ConfigError
+from butterfly_weights.addresses import parse_hub_name, plain_url
 
 _CERTIFICATE_KEYS = ("ca_file", "certificate_file", "private_key_file")
 _MADE_BY = {
     "cluster_secret_file": "with: butterfly-admin secret create PATH",
     "api_keys_file": "for instance with: openssl rand -hex 24",
+}
+_TYPES_WITH_KEY = {"endpoint_url": ("s3", "huggingface"), "region": ("s3",)}
+_TYPE_OF_SCHEME = {"s3": "s3", "http": "http", "https": "http", "hf": "huggingface"}
+_SECRETS_OF = {
+    "s3": "use AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile",
+    "huggingface": "use HF_TOKEN",
 }
 _S3_PATH = re.compile(r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/.*)?", re.DOTALL)
 
@@ -60,7 +68,7 @@ def _faults(parts: Parts) -> Iterator[Fault]:
     cluster, model, node, security = parts.cluster, parts.model, parts.node, parts.security
     if model:
         yield from _source(model)
-        yield from _s3_only_keys(model)
+        yield from _keys_of_some_sources(model)
     if node:
         yield from _addresses(node)
         yield from _capacity(node)
@@ -92,11 +100,16 @@ def _source(model: ModelSection) -> Iterator[Fault]:
     if model.source_type == "s3" and not _S3_PATH.fullmatch(path):
         yield "model.source_path", 'must be s3://bucket/prefix when source_type is "s3"'
     if model.source_type == "filesystem" and "://" in path:
-        advice = 'a URL; set source_type = "s3"' if path.startswith("s3://") else "a URL"
+        other = _TYPE_OF_SCHEME.get(path.partition("://")[0])
+        advice = f'a URL; set source_type = "{other}"' if other else "a URL"
         yield (
             "model.source_path",
             f'must be a folder when source_type is "filesystem", not {advice}',
         )
+    if model.source_type == "http" and (reason := _refusal(plain_url, path, "source_path")):
+        yield "model.source_path", reason
+    if model.source_type == "huggingface" and (reason := _refusal(parse_hub_name, path)):
+        yield "model.source_path", reason
     if model.source_type == "embedded" and path not in EMBEDDED_MODELS:
         near = nearest(path, EMBEDDED_MODELS)
         hint = f"; did you mean {near}?" if near else ""
@@ -104,13 +117,21 @@ def _source(model: ModelSection) -> Iterator[Fault]:
         yield "model.source_path", f"no model of this name ships with the package: {known}{hint}"
 
 
-def _s3_only_keys(model: ModelSection) -> Iterator[Fault]:
-    if model.source_type != "s3":
-        for key in ("endpoint_url", "region"):
-            if getattr(model, key) is not None:
-                yield f"model.{key}", f'has a meaning only with source_type = "s3"; remove {key}'
-    elif model.endpoint_url is not None:
-        yield from _endpoint(model.endpoint_url)
+def _refusal(read: Callable[..., object], *values: str) -> str:
+    try:
+        read(*values)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def _keys_of_some_sources(model: ModelSection) -> Iterator[Fault]:
+    for key, types in _TYPES_WITH_KEY.items():
+        if getattr(model, key) is not None and model.source_type not in types:
+            allowed = " or ".join(f'source_type = "{kind}"' for kind in types)
+            yield f"model.{key}", f"has a meaning only with {allowed}; remove {key}"
+    if model.endpoint_url is not None and model.source_type in _TYPES_WITH_KEY["endpoint_url"]:
+        yield from _endpoint(model)
     if not model.peers and model.peer_upload_bytes_per_second:
         yield (
             "model.peer_upload_bytes_per_second",
@@ -120,7 +141,8 @@ def _s3_only_keys(model: ModelSection) -> Iterator[Fault]:
         yield "model.cache_bytes_max", 'bounds a cache that is off; remove it or the cache = "off"'
 
 
-def _endpoint(url: str) -> Iterator[Fault]:
+def _endpoint(model: ModelSection) -> Iterator[Fault]:
+    url = model.endpoint_url or ""
     try:
         parsed = urlsplit(url)
         usable = parsed.scheme in ("http", "https") and bool(parsed.hostname)
@@ -130,7 +152,7 @@ def _endpoint(url: str) -> Iterator[Fault]:
     if not usable:
         yield "model.endpoint_url", "must be a URL with http:// or https://, as http://minio:9000"
     elif parsed.username is not None:
-        advice = "use AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile"
+        advice = _SECRETS_OF[model.source_type]
         yield "model.endpoint_url", f"must not carry a user name or password; {advice}"
 
 

@@ -89,17 +89,19 @@ class ClusterSection(Section):
 class ModelSection(Section):
     """``[model]``: where the weights come from, and what is kept of them."""
 
-    source_type: Literal["s3", "filesystem", "embedded"]
+    source_type: Literal["s3", "filesystem", "http", "huggingface", "embedded"]
     source_path: Annotated[
         str,
         Field(
             min_length=1,
             max_length=4096,
-            description="s3://bucket/prefix, a folder, or the name of an embedded model",
+            description="s3://bucket/prefix, a folder, a folder's URL, org/name@revision on the "
+            "hub, or the name of an embedded model",
         ),
     ]
     endpoint_url: Annotated[
-        str | None, Field(description="the URL of an S3-compatible server, as http://host:9000")
+        str | None,
+        Field(description="the URL of an S3-compatible server or a hub, as http://host:9000"),
     ] = None
     region: Annotated[str | None, Field(description="the bucket's region, as eu-central-1")] = None
     name: Annotated[

@@ -19,7 +19,7 @@ from butterfly_weights.cache import TensorCache
 from butterfly_weights.cache_files import clear
 from butterfly_weights.loader import LoadedTensor, Loader, LoadResult
 from butterfly_weights.progress import LoadProgress
-from butterfly_weights.source import Source, open_source
+from butterfly_weights.source import Source, SourceOptions, open_source
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +119,9 @@ def _open(source: ModelSource) -> Source:
         source.source_path,
         endpoint_url=source.endpoint_url,
         region=source.region,
+        # This process keeps transformers off the network. The node knows if it is off, too: it
+        # then names the folder of the hub's cache.
+        options=SourceOptions(hub_offline=False),
     )
 
 

@@ -139,6 +139,9 @@ class Effects:
 
     async def _order(self, epoch: int, *, forget: bool) -> Load | LoadFailed:
         await self._models.read_until_known()
+        agreed = self._replica.state.model
+        if agreed is not None and self._models.turn_to(agreed.revision):
+            await self._models.refresh()
         state, checkpoint = self._replica.state, self._models.checkpoint
         found, agreed = self._models.described, state.model
         assert checkpoint is not None

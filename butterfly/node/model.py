@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import TypeVar
 
 from butterfly.channel import ModelSource
-from butterfly.config import ModelSection
+from butterfly.config import ModelSection, name_of_source
 from butterfly.node.local import Local, Problem
 from butterfly_cluster.commands import DescribeModel
 from butterfly_core.errors import ButterflyError
 from butterfly_engine.supported import check_supported
 from butterfly_text.model import TextModel
+from butterfly_weights.addresses import is_commit, parse_hub_name
 from butterfly_weights.checkpoint import Checkpoint, read_checkpoint
+from butterfly_weights.hub_cache import SnapshotSource
 from butterfly_weights.merkle import model_root
-from butterfly_weights.source import SourceOptions, open_source
+from butterfly_weights.source import Pinned, SourceOptions, open_source
 from butterfly_weights.spec import model_spec
 
 log = logging.getLogger(__name__)
@@ -61,21 +63,27 @@ class ModelReader:
         self._embedded_root = embedded_root
         self._cache = cache
         self._reading = asyncio.Lock()
+        self._path = section.source_path
+        self._snapshot: Path | None = None
         self.checkpoint: Checkpoint | None = None
         self.described: DescribeModel | None = None
         self.text: TextModel | None = None
 
     @property
     def name(self) -> str:
-        return self._section.name or Path(self._section.source_path.rstrip("/")).name
+        section = self._section
+        return section.name or name_of_source(section.source_type, section.source_path)
 
     def engine_source(self) -> ModelSource:
         """The same source, as the engine process opens it."""
         section = self._section
-        embedded = section.source_type == "embedded"
-        path = str(self._embedded_root / section.source_path) if embedded else section.source_path
+        source_type, path = section.source_type, self._path
+        if section.source_type == "embedded":
+            source_type, path = "filesystem", str(self._embedded_root / path)
+        elif self._snapshot is not None:
+            source_type, path = "filesystem", str(self._snapshot)
         return ModelSource(
-            source_type="filesystem" if embedded else section.source_type,
+            source_type=source_type,
             source_path=path,
             endpoint_url=section.endpoint_url,
             region=section.region,
@@ -84,6 +92,22 @@ class ModelReader:
             peers=section.peers,
             peer_upload_bytes_per_second=section.peer_upload_bytes_per_second,
         )
+
+    def turn_to(self, revision: str) -> bool:
+        """Read the revision that the cluster agreed on from now on; False when that is what is
+        read already, or when this source has no revisions to choose from.
+
+        A branch of a hub may have moved between two nodes' looks at it.
+        """
+        if self._section.source_type != "huggingface" or not is_commit(revision):
+            return False
+        name = parse_hub_name(self._section.source_path)
+        path = f"{name.repo}@{revision}"
+        if name.commit is not None or path == self._path:
+            return False
+        log.info("reading %s, which is the commit that the cluster serves", path)
+        self._path = path
+        return True
 
     def root_of(self, part_digests: Mapping[str, str]) -> str:
         """The Merkle root that these digests make with this source's small files."""
@@ -126,13 +150,16 @@ class ModelReader:
     def _read(self) -> tuple[Checkpoint, DescribeModel, TextModel]:
         source = open_source(
             self._section.source_type,
-            self._section.source_path,
+            self._path,
             endpoint_url=self._section.endpoint_url,
             region=self._section.region,
             options=SourceOptions(embedded_root=self._embedded_root),
         )
         try:
             checkpoint = read_checkpoint(source)
+            if isinstance(source, Pinned):
+                self._path = source.pinned_path()
+            self._snapshot = source.folder if isinstance(source, SnapshotSource) else None
         finally:
             source.close()
         check_supported(checkpoint.config)

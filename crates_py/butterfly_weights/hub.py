@@ -12,16 +12,16 @@ from typing import Final
 from urllib.parse import quote
 
 from butterfly_core.errors import SourceError
+from butterfly_weights.addresses import HubName, plain_url
 from butterfly_weights.bearer import BearerSigner, Token, hub_token
 from butterfly_weights.errors import NotFound, TransientFailure
 from butterfly_weights.http_answers import ERROR_BODY_BYTES_MAX, Refusal, read_refusal
 from butterfly_weights.http_connection import BROKEN, told
 from butterfly_weights.http_reader import HttpReader, lower_headers
-from butterfly_weights.hub_answers import HubModel, HubName, error_of_hub, parse_model
+from butterfly_weights.hub_answers import HubModel, error_of_hub, parse_model
 from butterfly_weights.redirects import Landings, RedirectingConnection
 from butterfly_weights.retrying import Pace, Tries
 from butterfly_weights.source import ObjectInfo, SourceOptions, safe_name
-from butterfly_weights.web import plain_url
 
 DEFAULT_ENDPOINT: Final = "https://huggingface.co"
 _ANSWER_BYTES_MAX = 32 << 20

@@ -1,40 +1,17 @@
-"""What the Hugging Face hub's names and answers mean. Pure."""
+"""What the Hugging Face hub's answers mean. Pure."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from butterfly_core.errors import ConfigError, ModelError, SourceError
+from butterfly_core.errors import ModelError, SourceError
+from butterfly_weights.addresses import HubName, is_commit
 from butterfly_weights.errors import AccessDenied, NotFound
 from butterfly_weights.http_answers import Refusal, error_of
 from butterfly_weights.safetensors_header import parse_json_object
 from butterfly_weights.source import safe_name
 
-MAIN = "main"
 _FILES_MAX = 100_000
-_NAME = re.compile(
-    r"(?:hf://)?(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})"
-    r"(?:@(?P<revision>[\w][\w./+-]{0,255}))?",
-    re.ASCII,
-)
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _MESSAGE_CHARACTERS_MAX = 200
-
-
-@dataclass(frozen=True, slots=True)
-class HubName:
-    """A model on the hub: ``org/name``, and a branch, tag or commit of it."""
-
-    repo: str
-    revision: str = MAIN
-
-    @property
-    def commit(self) -> str | None:
-        """The revision, when it is a whole commit and can mean nothing else."""
-        return self.revision if is_commit(self.revision) else None
-
-    def __str__(self) -> str:
-        return f"{self.repo}@{self.revision}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,21 +20,6 @@ class HubModel:
 
     commit: str
     files: frozenset[str]
-
-
-def is_commit(text: str) -> bool:
-    return _COMMIT.fullmatch(text) is not None
-
-
-def parse_hub_name(text: str) -> HubName:
-    """From ``org/name`` or ``org/name@revision``, with or without hf://. Raises ConfigError."""
-    found = _NAME.fullmatch(text)
-    if not found or ".." in text:
-        raise ConfigError(
-            f"source_path {text!r} must be org/name or org/name@revision, as "
-            "Qwen/Qwen3-8B or hf://Qwen/Qwen3-8B@main"
-        )
-    return HubName(found["repo"], found["revision"] or MAIN)
 
 
 def parse_model(data: bytes, what: str) -> HubModel:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from butterfly_core.errors import ConfigError, ModelError
+from butterfly_weights.addresses import MAIN, HubName, is_commit
 from butterfly_weights.bearer import hub_home
 from butterfly_weights.errors import NotFound
 from butterfly_weights.filesystem import FilesystemSource
-from butterfly_weights.hub_answers import MAIN, HubName, is_commit
 
 _REF_BYTES_MAX = 200
 _TRUE = frozenset({"1", "ON", "YES", "TRUE"})
@@ -21,6 +21,7 @@ class SnapshotSource(FilesystemSource):
     def __init__(self, folder: Path, name: HubName) -> None:
         super().__init__(folder)
         self._name = name
+        self.folder = folder
 
     def describe(self) -> str:
         return f"{self._name} in the hub cache, {super().describe()}"

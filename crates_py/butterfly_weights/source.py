@@ -24,7 +24,8 @@ class SourceOptions:
     """How patient a source is, and how it gets out of the house.
 
     ``tries_max`` counts the first one. A stall is that many seconds without a byte. ``proxy_url``
-    and ``ca_file`` default to the environment (HTTPS_PROXY, NO_PROXY, AWS_CA_BUNDLE).
+    and ``ca_file`` default to the environment (HTTPS_PROXY, NO_PROXY, AWS_CA_BUNDLE), and
+    ``hub_offline`` to what HF_HUB_OFFLINE says.
     """
 
     connect_timeout_seconds: float = 10.0
@@ -36,6 +37,7 @@ class SourceOptions:
     proxy_url: str | None = None
     ca_file: Path | None = None
     embedded_root: Path | None = None
+    hub_offline: bool | None = None
 
 
 class RangeReader(Protocol):
@@ -169,11 +171,11 @@ def open_source(
 
 
 def _open_hub(path: str, endpoint_url: str | None, options: SourceOptions) -> Source:
-    from butterfly_weights.hub_answers import parse_hub_name
+    from butterfly_weights.addresses import parse_hub_name
     from butterfly_weights.hub_cache import cache_folder, is_offline, open_offline
 
     name = parse_hub_name(path)
-    if is_offline():
+    if is_offline() if options.hub_offline is None else options.hub_offline:
         return open_offline(name, cache_folder())
     from butterfly_weights.hub import HubSource
 

@@ -2,9 +2,10 @@
 
 import threading
 from typing import Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
-from butterfly_core.errors import ConfigError, SourceError
+from butterfly_core.errors import SourceError
+from butterfly_weights.addresses import plain_url
 from butterfly_weights.bearer import BearerSigner, http_token
 from butterfly_weights.errors import NotFound
 from butterfly_weights.http_reader import HttpReader
@@ -68,20 +69,3 @@ class WebSource:
 
     def close(self) -> None:
         self._small.close()
-
-
-def plain_url(text: str, key: str) -> str:
-    """An http:// or https:// URL that carries no secret. Raises ConfigError."""
-    try:
-        parts = urlsplit(text)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        usable = False
-    if not usable or not text.isascii() or any(c <= " " for c in text):
-        raise ConfigError(f"{key} {text!r} must be a URL, as https://models.example.com/qwen3-8b")
-    if parts.username is not None or parts.query or parts.fragment:
-        raise ConfigError(
-            f"{key} must be a plain URL: no user name, no password, nothing after ? or # (it is "
-            "shown in /status; a token goes into the environment)"
-        )
-    return text.rstrip("/")

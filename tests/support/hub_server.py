@@ -45,9 +45,17 @@ class HubServer:
     renamed_to: str = ""
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     revisions: dict[str, str] = field(default_factory=dict)
+    looks: list[str] = field(default_factory=list)
+    """Commits that the next looks at any branch find, one after the other."""
     asked: list[Request] = field(default_factory=list)
     signed: dict[str, int] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def look_up(self, revision: str) -> str:
+        with self.lock:
+            if self.looks and revision in self.revisions:
+                return self.looks.pop(0)
+            return self.revisions.get(revision, revision)
 
     def commit(self, folder: Path) -> str:
         """Keep a folder's files as a commit; its name."""
@@ -137,7 +145,7 @@ class _Hub(_Handler):
     do_HEAD = do_GET  # noqa: N815 (http.server's name)
 
     def _describe(self, repo: str, revision: str) -> None:
-        commit = self.hub.revisions.get(revision, revision)
+        commit = self.hub.look_up(revision)
         if repo not in (REPO, self.hub.renamed_to):
             self.reply(401 if self.hub.token is None else 404, X_Error_Code="RepoNotFound")
         elif commit not in self.hub.commits:

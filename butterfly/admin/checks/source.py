@@ -28,6 +28,10 @@ def _access(model: "ModelSection") -> list[Finding]:
         from butterfly.admin.checks.s3_access import look_at_s3
 
         return look_at_s3(model)
+    if model.source_type in ("http", "huggingface"):
+        from butterfly.admin.checks.web_access import look_at_web
+
+        return look_at_web(model)
     if model.source_type == "filesystem":
         return [folder_access(Path(model.source_path))]
     return []

@@ -83,6 +83,9 @@ class SimModels:
     def engine_source(self) -> ModelSource:
         return ModelSource("filesystem", "/tiny", None, None, None, 0)
 
+    def turn_to(self, _revision: str) -> bool:
+        return False
+
     async def read_until_known(self) -> None:
         return
 

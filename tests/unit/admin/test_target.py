@@ -10,7 +10,7 @@ from butterfly.admin.model_source import parse_model_source
 from butterfly.admin.node_http import node_at, offset_of
 from butterfly.admin.target import read_api_key, target_of, url_of
 from butterfly_core.address import Address
-from butterfly_core.errors import InvalidValue
+from butterfly_core.errors import InvalidValue, UserError
 
 
 def flags(**given: object) -> argparse.Namespace:
@@ -95,11 +95,28 @@ def test_sources_are_told_by_their_spelling(tmp_path: Path) -> None:
     assert parse_model_source(str(tmp_path)).source_type == "filesystem"
     assert parse_model_source("s3://b/p", endpoint_url="http://h").endpoint_url == "http://h"
     assert parse_model_source("toy-llama").is_toy
+    web = parse_model_source("https://h/models/x/")
+    assert (web.source_type, web.source_path) == ("http", "https://h/models/x")
+    hub = parse_model_source("hf://org/name@v1", endpoint_url="http://h")
+    assert (hub.source_type, hub.source_path) == ("huggingface", "org/name@v1")
+    assert hub.endpoint_url == "http://h"
 
 
-@pytest.mark.parametrize("text", ["s3://", "s3:///", "/no/such/folder", "gpt-5"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s3://",
+        "s3:///",
+        "/no/such/folder",
+        "gpt-5",
+        "hf://gpt-5",
+        "https://",
+        "https://u:p@h/x",
+        "ftp://h/x",
+    ],
+)
 def test_what_is_no_source_is_refused(text: str) -> None:
-    with pytest.raises(UsageError):
+    with pytest.raises(UserError):
         parse_model_source(text)
 
 

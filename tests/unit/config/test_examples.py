@@ -48,7 +48,8 @@ def test_the_table_of_examples_names_it(name: str) -> None:
 def test_every_mode_has_an_example(etc: Path) -> None:
     loaded = [load(name, etc) for name in EXAMPLES]
 
-    assert {config.model.source_type for config in loaded} == {"embedded", "filesystem", "s3"}
+    types = {config.model.source_type for config in loaded}
+    assert types == {"embedded", "filesystem", "s3", "http", "huggingface"}
     methods = {config.cluster.discovery_method for config in loaded}
     assert methods == {"static", "dns", "consul", "multicast"}
     assert {config.node.role for config in loaded} == {"coordinator", "worker"}

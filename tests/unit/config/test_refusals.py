@@ -17,6 +17,8 @@ GOOD: dict[str, dict[str, object]] = {
     "cluster": {"cluster_name": "demo", "seed_nodes": ["127.0.0.1:7000"]},
     "model": {"source_type": "embedded", "source_path": "toy-llama"},
 }
+WEB = {"model.source_type": "http", "model.source_path": "https://h/x"}
+HUB = {"model.source_type": "huggingface", "model.source_path": "org/name"}
 BUCKET = {"model.source_type": "s3", "model.source_path": "s3://models/x"}
 
 
@@ -78,6 +80,15 @@ def refusal(values: dict[str, object], *, environ: dict[str, str] | None = None)
         ({**BUCKET, "model.source_path": "/models"}, "must be s3://bucket/prefix"),
         ({**BUCKET, "model.source_path": "s3:///x"}, "must be s3://bucket/prefix"),
         ({"model.source_type": "filesystem", "model.source_path": "s3://b/x"}, 'type = "s3"'),
+        ({"model.source_type": "filesystem", "model.source_path": "https://h/x"}, 'type = "http"'),
+        ({"model.source_type": "filesystem", "model.source_path": "hf://o/n"}, "huggingface"),
+        ({**WEB, "model.source_path": "/models/x"}, "must be a URL"),
+        ({**WEB, "model.source_path": "https://u:p@h/x"}, "must be a plain URL"),
+        ({**WEB, "model.source_path": "https://h/x?sig=1"}, "must be a plain URL"),
+        ({**WEB, "model.endpoint_url": "http://h"}, "only with source_type"),
+        ({**HUB, "model.source_path": "qwen"}, "must be org/name or org/name@revision"),
+        ({**HUB, "model.region": "eu-central-1"}, "only with source_type"),
+        ({**HUB, "model.endpoint_url": "https://u:p@h"}, "use HF_TOKEN"),
         ({"model.endpoint_url": "http://h:9000"}, "only with source_type"),
         ({"model.region": "eu-central-1"}, "only with source_type"),
         ({**BUCKET, "model.endpoint_url": "minio:9000"}, "http:// or https://"),

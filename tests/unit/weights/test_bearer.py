@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from butterfly_core.errors import ConfigError
+from butterfly_weights.addresses import plain_url
 from butterfly_weights.bearer import BearerSigner, Token, http_token, hub_token
-from butterfly_weights.web import plain_url
 
 SECRET = "averysecrettoken"
 

@@ -5,9 +5,10 @@ import json
 import pytest
 
 from butterfly_core.errors import ConfigError, SourceError
+from butterfly_weights.addresses import HubName, parse_hub_name
 from butterfly_weights.errors import AccessDenied, NotFound, TransientFailure
 from butterfly_weights.http_answers import Refusal
-from butterfly_weights.hub_answers import HubName, error_of_hub, parse_hub_name, parse_model
+from butterfly_weights.hub_answers import error_of_hub, parse_model
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 
