@@ -9,7 +9,7 @@ from typing import Any
 from blake3 import blake3
 
 from butterfly_core.errors import ModelError
-from butterfly_weights.errors import AccessDenied, BytesMismatch, NotFound
+from butterfly_weights.errors import AccessDenied, BytesMismatch, NotFound, shown
 from butterfly_weights.manifest import (
     MANIFEST_BYTES_MAX,
     MANIFEST_NAME,
@@ -206,11 +206,11 @@ def _read_index(source: Source) -> dict[str, str]:
         raise ModelError(f"{INDEX_NAME} has no weight_map")
     for tensor, shard in weight_map.items():
         if not isinstance(shard, str):
-            raise ModelError(f"{INDEX_NAME}: the shard of {tensor!r} is not a name")
+            raise ModelError(f"{INDEX_NAME}: the shard of {shown(tensor)} is not a name")
         try:
             safe_name(shard)
         except ModelError as error:
-            raise ModelError(f"{INDEX_NAME}: shard of tensor {tensor!r}: {error}") from None
+            raise ModelError(f"{INDEX_NAME}: shard of tensor {shown(tensor)}: {error}") from None
     if len(set(weight_map.values())) > _SHARDS_MAX:
         raise ModelError(f"{INDEX_NAME} names more than {_SHARDS_MAX} shards")
     return weight_map
@@ -242,7 +242,7 @@ def _merge(
         found[tensor.name] = tensor
     for name, shard in (weight_map or {}).items():
         if name not in found or found[name].shard != shard:
-            raise ModelError(f"{INDEX_NAME}: tensor {name!r} is not in {shard}")
+            raise ModelError(f"{INDEX_NAME}: tensor {shown(name)} is not in {shard}")
     if weight_map is not None and len(found) != len(weight_map):
         extra = sorted(set(found) - set(weight_map))[:3]
         raise ModelError(f"{INDEX_NAME} does not name the tensors {', '.join(extra)}")

@@ -67,3 +67,14 @@ class LoadCancelled(ButterflyError):
 
 class NoMemory(WorldError):
     """The machine cannot give the memory that the weights need."""
+
+
+_SHOWN_CHARACTERS_MAX = 120
+
+
+def shown(value: object) -> str:
+    """A value from outside for a message, cut off: it may be a name of thirty million letters."""
+    text = repr(value[: 2 * _SHOWN_CHARACTERS_MAX] if isinstance(value, str) else value)
+    if len(text) <= _SHOWN_CHARACTERS_MAX:
+        return text
+    return f"{text[:_SHOWN_CHARACTERS_MAX]}…"

@@ -196,7 +196,8 @@ class HttpReader:
             raise changed(info, "has another version (412)")
         if info and refusal.status == 416:
             raise out_of_range(refusal.headers, info, offset)
-        raise signer.refused(refusal, f"{name} ({method} {url})")
+        place = headers.get("Range", "").replace("bytes=", ", bytes ")
+        raise signer.refused(refusal, f"{name}{place} ({method} {url})")
 
     def _refusal(self, response: http.client.HTTPResponse) -> Refusal:
         try:

@@ -9,6 +9,7 @@ from typing import Any
 from butterfly_core.errors import ModelError
 from butterfly_core.layers import all_parts
 from butterfly_weights import merkle
+from butterfly_weights.errors import shown
 from butterfly_weights.safetensors_header import parse_json_object
 from butterfly_weights.tensors import TensorInfo, bytes_of
 
@@ -125,14 +126,15 @@ def parse_manifest(data: bytes) -> Manifest:
         if type(layer_count) is not int or not 0 < layer_count <= 100_000:
             raise ValueError(f"layer_count {layer_count!r}")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ModelError(f"{MANIFEST_NAME} is malformed: {error!r}") from None
+        raise ModelError(f"{MANIFEST_NAME} is malformed: {shown(error)}") from None
     tensors = {entry.info.name: entry for entry in entries}
     if len(tensors) != len(entries):
         raise ModelError(f"{MANIFEST_NAME} names a tensor twice")
     seen = _root(layer_count, files, tensors)
     if seen != root:
         raise ModelError(
-            f"{MANIFEST_NAME} is damaged: its digests give the root {seen}, but it says {root}"
+            f"{MANIFEST_NAME} is damaged: its digests give the root {seen}, but it says "
+            f"{shown(root)}"
         )
     return Manifest(root, layer_count, files, tensors)
 

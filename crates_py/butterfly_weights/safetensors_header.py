@@ -5,30 +5,39 @@ Everything is checked before anyone allocates anything by it.
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from butterfly_core.errors import ModelError
+from butterfly_weights.errors import shown
 from butterfly_weights.tensors import TensorInfo, bytes_of
 
 HEADER_BYTES_MAX = 32 << 20
 LENGTH_BYTES = 8
+NAME_CHARACTERS_MAX = 1024
+JSON_VALUES_MAX = 2_000_000
+"""Python needs up to 100 bytes for an empty list that is written with three."""
 
 
 def unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """``object_pairs_hook`` that refuses a key given twice (two readers could differ)."""
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = sorted({name for name in names if names.count(name) > 1})[:3]
-        raise ModelError(f"JSON has duplicate keys: {', '.join(map(repr, twice))}")
+        counted = Counter(name for name, _ in pairs)
+        twice = sorted(name for name, count in counted.items() if count > 1)[:3]
+        raise ModelError(f"JSON has duplicate keys: {', '.join(map(shown, twice))}")
     return found
 
 
 def parse_json_object(data: bytes, what: str) -> dict[str, Any]:
     """Parse a JSON object from outside. Raises ModelError that names ``what``."""
+    values = data.count(b",") + data.count(b"[") + data.count(b"{")
+    if values > JSON_VALUES_MAX:
+        raise ModelError(f"{what} has {values} values; at most {JSON_VALUES_MAX} are read")
     try:
-        value = json.loads(data, object_pairs_hook=unique_object)
+        # As text: from bytes, json would guess UTF-16 and UTF-32, which other readers refuse.
+        value = json.loads(data.decode(), object_pairs_hook=unique_object)
     except ModelError as error:
         raise ModelError(f"{what}: {error}") from None
     except (ValueError, RecursionError) as error:
@@ -70,7 +79,9 @@ def parse_header(data: bytes, shard: str, shard_bytes: int) -> tuple[TensorInfo,
 
 
 def _parse_entry(name: str, entry: object, shard: str, data_start: int) -> TensorInfo:
-    where = f"{shard}: tensor {name!r}"
+    where = f"{shard}: tensor {shown(name)}"
+    if len(name) > NAME_CHARACTERS_MAX:
+        raise ModelError(f"{where} has a name of {len(name)} characters")
     if not isinstance(entry, Mapping) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise ModelError(f"{where} must have exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -103,7 +114,7 @@ def _refuse_gaps(tensors: list[TensorInfo], shard: str, start: int, shard_bytes:
         if tensor.offset != position:
             what = "overlaps the one before" if tensor.offset < position else "leaves a gap"
             raise ModelError(
-                f"{shard}: tensor {tensor.name!r} at byte {tensor.offset} {what} (expected "
+                f"{shard}: tensor {shown(tensor.name)} at byte {tensor.offset} {what} (expected "
                 f"byte {position})"
             )
         position += tensor.nbytes

@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol, runtime_checkable
 
 from butterfly_core.errors import ConfigError, ModelError
+from butterfly_weights.errors import shown
 
 OnBytes = Callable[[int], None]
 
@@ -124,7 +125,7 @@ def safe_name(name: str) -> str:
         or str(path) != name
         or any(character in name for character in "\\\0\r\n")
     ):
-        raise ModelError(f"{name!r} is not a plain file name inside the model's folder")
+        raise ModelError(f"{shown(name)} is not a plain file name inside the model's folder")
     return name
 
 

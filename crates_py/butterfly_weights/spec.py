@@ -8,6 +8,7 @@ from butterfly_core.errors import ModelError
 from butterfly_core.layers import EMBED, HEAD, all_parts, layer_part
 from butterfly_core.model import ModelSpec
 from butterfly_weights.checkpoint import CONFIG_NAME, Checkpoint
+from butterfly_weights.errors import shown
 
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 _DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
@@ -60,7 +61,7 @@ def _count(config: Mapping[str, Any], *keys: str) -> int:
         value = config.get(key)
         if value is not None:
             if type(value) is not int or not 0 < value < 1 << 40:
-                raise ModelError(f"{CONFIG_NAME}: {key} is {value!r}, not a positive number")
+                raise ModelError(f"{CONFIG_NAME}: {key} is {shown(value)}, not a positive number")
             return value
     raise ModelError(f"{CONFIG_NAME} lacks {' or '.join(keys)}")
 
@@ -99,7 +100,7 @@ def _kv_bytes(config: Mapping[str, Any], dtype: str) -> int:
     hidden = _count(config, "hidden_size", "n_embd", "d_model")
     head_size = config.get("head_dim") or hidden // heads
     if type(head_size) is not int or head_size < 1:
-        raise ModelError(f"{CONFIG_NAME}: head_dim is {head_size!r}")
+        raise ModelError(f"{CONFIG_NAME}: head_dim is {shown(head_size)}")
     return 2 * kv_heads * head_size * _DTYPE_BYTES[dtype]
 
 

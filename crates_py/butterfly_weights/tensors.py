@@ -5,6 +5,7 @@ from math import prod
 
 from butterfly_core.errors import ModelError
 from butterfly_core.layers import part_of_tensor
+from butterfly_weights.errors import shown
 
 # Bits per element, by the names that the safetensors format uses.
 DTYPE_BITS = {
@@ -38,7 +39,7 @@ def bytes_of(dtype: str, shape: tuple[int, ...]) -> int:
     """Bytes of a tensor. Raises ModelError for an unknown dtype or half a byte."""
     bits_each = DTYPE_BITS.get(dtype)
     if bits_each is None:
-        raise ModelError(f"unknown dtype {dtype!r}; known are {', '.join(DTYPE_BITS)}")
+        raise ModelError(f"unknown dtype {shown(dtype)}; known are {', '.join(DTYPE_BITS)}")
     bits = bits_each * prod(shape)
     if bits % 8:
         raise ModelError(f"dtype {dtype} with shape {list(shape)} does not fill whole bytes")
