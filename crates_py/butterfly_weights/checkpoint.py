@@ -200,8 +200,12 @@ def _read_proven(source: Source, name: str, expected: bytes) -> bytes:
 
 
 def _read_index(source: Source) -> dict[str, str]:
-    raw = source.read_small(INDEX_NAME, bytes_max=_INDEX_BYTES_MAX)
-    weight_map = parse_json_object(raw, INDEX_NAME).get("weight_map")
+    return parse_index(source.read_small(INDEX_NAME, bytes_max=_INDEX_BYTES_MAX))
+
+
+def parse_index(data: bytes) -> dict[str, str]:
+    """Tensor's name → shard, which is a plain file name. Raises ModelError."""
+    weight_map = parse_json_object(data, INDEX_NAME).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelError(f"{INDEX_NAME} has no weight_map")
     for tensor, shard in weight_map.items():

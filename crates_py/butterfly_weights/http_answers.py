@@ -10,6 +10,7 @@ from butterfly_weights.source import ObjectInfo
 
 ERROR_BODY_BYTES_MAX = 64 << 10
 _CODE = re.compile(rb"<Code>([A-Za-z0-9.]{1,64})</Code>")
+_COUNT = re.compile(r"[0-9]{1,19}")  # str.isdigit takes "²", which int refuses
 _RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)")
 _MODIFIED = "modified: "
 _TRANSIENT_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -66,7 +67,7 @@ def error_of(
         wait = refusal.headers.get("retry-after", "")
         return TransientFailure(
             story,
-            retry_after_seconds=float(wait) if wait.isdigit() else 0.0,
+            retry_after_seconds=float(wait) if _COUNT.fullmatch(wait) else 0.0,
             slow_down=refusal.status in (429, 503),
         )
     advice = advice_of.get(refusal.code, "")
@@ -113,7 +114,7 @@ def check_whole(headers: Mapping[str, str], what: str, *, bytes_max: int) -> int
     """Size of a body that is a whole object. Raises ModelError when too large, SourceError."""
     _refuse_encoding(headers, what)
     length = headers.get("content-length", "")
-    if not length.isdigit():
+    if not _COUNT.fullmatch(length):
         raise SourceError(f"{what}: the server sent no Content-Length")
     if int(length) > bytes_max:
         raise ModelError(f"{what} has {length} bytes; at most {bytes_max} are expected")

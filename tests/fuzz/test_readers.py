@@ -1,5 +1,6 @@
 """Every reader of foreign bytes: any bytes are accepted or refused as documented."""
 
+import json
 import os
 import pickle
 import subprocess
@@ -47,6 +48,7 @@ def no_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
 FOUND = [
     ("journal", b"\x01\x00"),  # a record with a right checksum that is too short for its type
     ("journal", b"\x03\x11" + bytes(16) + b"\xff"),  # a vote that is no text
+    ("http", b"HTTP/1.1 200 OK\r\nETag: a\r\nContent-Length: \xb220\r\n\r\n"),  # no number
     ("snapshot", msgpack.packb({"state": 1 << 50})),  # a state of so many zeros
 ]
 
@@ -104,6 +106,56 @@ def test_a_map_with_any_other_value_is_read_or_refused(name: str, choice: st.Dat
         assert tracemalloc.get_traced_memory()[1] < BYTES_MAX
     finally:
         tracemalloc.stop()
+
+
+def _document(data: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(data)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+WRITTEN = [
+    name for name, t in TARGETS.items() if any(_document(seed) is not None for seed in t.seeds)
+]
+plain = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from(["F32", "BF16", "../x", "/etc/passwd", 1 << 62, -1, 16, 32]),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+
+
+def _spoil(value: Any, choice: st.DataObject) -> Any:
+    """Another value somewhere in a JSON document."""
+    keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+    key = choice.draw(st.sampled_from(keys))
+    if isinstance(value[key], dict | list) and value[key] and choice.draw(st.booleans()):
+        changed = _spoil(value[key], choice)
+    else:
+        changed = choice.draw(plain)
+    copy = value.copy()
+    copy[key] = changed
+    return copy
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+@settings(deadline=None, max_examples=200, suppress_health_check=list(HealthCheck))
+@given(choice=st.data())
+def test_a_document_with_any_other_value_is_read_or_refused(
+    name: str, choice: st.DataObject
+) -> None:
+    document = next(d for d in map(_document, TARGETS[name].seeds) if d is not None)
+    for _ in range(choice.draw(st.integers(1, 3))):
+        document = _spoil(document, choice) if document else document
+    TARGETS[name](json.dumps(document).encode())
 
 
 def test_a_short_guided_run_breaks_nothing(tmp_path: Path) -> None:

@@ -13,7 +13,13 @@ import atheris
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[2] / "crates_py")]
 
-READERS = ["butterfly_cluster", "butterfly_wire", "butterfly.node", "butterfly.engine_host"]
+READERS = [
+    "butterfly_cluster",
+    "butterfly_wire",
+    "butterfly_weights",
+    "butterfly.node",
+    "butterfly.engine_host",
+]
 with atheris.instrument_imports(include=READERS):
     from tools.fuzz.targets import TARGETS
 

@@ -1,4 +1,5 @@
-"""Everything that reads bytes from a peer or a disk: how to feed it, and what it may raise.
+"""Everything that reads bytes from a peer, a disk or a model's source: how to feed it, and what it
+may raise.
 
 Used by the coverage-guided runs (``run.py``) and by the hypothesis tests. A target returns for
 bytes it accepts, raises one of its documented errors for all others, and never anything else.
@@ -8,7 +9,6 @@ Bytes behind a checksum are also tried with the right one, or nothing would get 
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgpack
@@ -40,28 +40,11 @@ from butterfly_wire.frames import FrameDecoder, FrameKind, encode_frame, unpack_
 from butterfly_wire.protocol import body_of, error_from_map, parse_hello, text_of
 from butterfly_wire.sealing import make_seal
 from butterfly_wire.tickets import MODES, DataTicket, new_ticket
+from tools.fuzz.target import Target
+from tools.fuzz.weights_targets import WEIGHTS_TARGETS
 
 _FRAME_BYTES_MAX: Final = 1 << 16
 _NODE: Final = "a" * 32
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """One reader."""
-
-    read: Callable[[bytes], object]
-    errors: tuple[type[Exception], ...]
-    """What it may raise."""
-    seeds: tuple[bytes, ...]
-    """Bytes it accepts, or nearly."""
-
-    def __call__(self, data: bytes) -> bool:
-        """Feed it; True when it accepted. Raises whatever it should not have raised."""
-        try:
-            self.read(data)
-        except self.errors:
-            return False
-        return True
 
 
 def _frames(data: bytes) -> None:
@@ -290,4 +273,5 @@ TARGETS: Final[Mapping[str, Target]] = {
         ),
     ),
     "snapshot": Target(_snapshot, (), (_pack(_SNAPSHOT),)),
+    **WEIGHTS_TARGETS,
 }

@@ -80,8 +80,9 @@ def test_a_whole_object_must_say_its_size_and_keep_the_limit() -> None:
     assert check_whole({"content-length": "5"}, "m", bytes_max=5) == 5
     with pytest.raises(ModelError, match="6 bytes; at most 5"):
         check_whole({"content-length": "6"}, "m", bytes_max=5)
-    with pytest.raises(SourceError, match="no Content-Length"):
-        check_whole({}, "m", bytes_max=5)
+    for odd in ({}, {"content-length": "²"}, {"content-length": "9" * 5000}):
+        with pytest.raises(SourceError, match="no Content-Length"):
+            check_whole(odd, "m", bytes_max=5)
 
 
 def test_a_range_beyond_the_end_tells_both_sizes() -> None:
