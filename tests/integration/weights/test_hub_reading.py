@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,8 @@ def hub(model: Path) -> Iterator[HubServer]:
 
 def reader_of(hub: HubServer, tmp_path: Path, path: str = REPO) -> ModelReader:
     section = ModelSection(source_type="huggingface", source_path=path, endpoint_url=hub.url)
-    return ModelReader(section, Local(None), embedded_root=tmp_path, cache=None)
+    nobody: Any = None  # what this node is has no part in this
+    return ModelReader(section, Local(nobody), embedded_root=tmp_path, cache=None)
 
 
 def move(hub: HubServer, folder: Path) -> tuple[str, str]:
