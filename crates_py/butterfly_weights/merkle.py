@@ -78,9 +78,16 @@ def tensor_digest(
     name: str, dtype: str, shape: Sequence[int], nbytes: int, leaves: Sequence[bytes]
 ) -> bytes:
     """Digest of a tensor: its name, type, shape and size bound to the tree over its leaves."""
+    root = tree_root(Kind.LEAF, leaves)
+    return tensor_digest_of_root(name, dtype, shape, nbytes, root)
+
+
+def tensor_digest_of_root(
+    name: str, dtype: str, shape: Sequence[int], nbytes: int, root: bytes
+) -> bytes:
+    """The same from the root of the tree over its leaves."""
     dimensions = struct.pack(f"<I{len(shape)}Q", len(shape), *shape)
     size = struct.pack("<Q", nbytes)
-    root = tree_root(Kind.LEAF, leaves)
     return hash_of(Kind.TENSOR, _text(name) + _text(dtype) + dimensions + size + root)
 
 
@@ -99,12 +106,21 @@ def root_of(
 ) -> bytes:
     """The model's root. Parts that are absent count as parts without tensors."""
     empty = part_digest({})
-    files = _tree_over(
-        Kind.MODEL, (_text(name) + file_digests[name] for name in sorted(file_digests))
-    )
     layers = _tree_over(
         Kind.MODEL, (part_digests.get(part, empty) for part in all_parts(layer_count))
     )
+    return root_of_trees(files_root(file_digests), layers)
+
+
+def files_root(file_digests: Mapping[str, bytes]) -> bytes:
+    """Root over a model's small files."""
+    return _tree_over(
+        Kind.MODEL, (_text(name) + file_digests[name] for name in sorted(file_digests))
+    )
+
+
+def root_of_trees(files: bytes, layers: bytes) -> bytes:
+    """The model's root from the roots over its small files and over its parts."""
     return hash_of(Kind.MODEL, struct.pack("<I", FORMAT_VERSION) + files + layers)
 
 
