@@ -57,6 +57,7 @@ class ModelSource:
     cache_bytes_max: int
     peers: bool = False
     peer_upload_bytes_per_second: int = 0
+    cache_scrub_bytes_per_second: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +197,8 @@ class LinkLost:
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """The head's scheduler in numbers, every second, also when idle: a sign of life."""
+    """The head's scheduler and the cache in numbers, every second, also when idle: a sign of
+    life."""
 
     values: Mapping[str, int]
     kind: Literal["statistics"] = "statistics"

@@ -13,18 +13,6 @@ def cache_folder(data_dir: Path) -> Path:
     return data_dir / CACHE_FOLDER
 
 
-def folder_bytes(folder: Path) -> int:
-    """Bytes of all files below; 0 when there is no such folder. Links are not followed."""
-    total = 0
-    for root, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += os.lstat(os.path.join(root, name)).st_size
-            except FileNotFoundError:  # a cache may drop a file at any moment
-                continue
-    return total
-
-
 def is_in_use(data_dir: Path) -> bool:
     """True when a process holds one of the locks in the folder: its identity's or the journal's."""
     return any(_is_held(lock) for lock in _locks(data_dir))

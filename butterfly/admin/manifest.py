@@ -1,7 +1,7 @@
-"""``butterfly-admin manifest create|verify``: the digests that a model's bytes must have.
+"""``butterfly-admin manifest create|sign|verify|repin``: the digests a model's bytes must have.
 
-Exit codes: 0 created, or all bytes match; 1 they do not, or the source does not deliver;
-2 wrong usage.
+Exit codes: 0 done, or all bytes match; 1 they do not, the signature is not by whom you trust, or
+the source or node does not deliver; 2 wrong usage.
 """
 
 import argparse
@@ -15,8 +15,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from butterfly.admin.exits import EXIT_FAILED, EXIT_OK
+from butterfly.admin.exits import EXIT_FAILED, EXIT_OK, UsageError
 from butterfly.admin.model_source import parse_model_source
+from butterfly.admin.repin import add_repin_arguments, repin
+from butterfly.admin.signing import (
+    add_sign_arguments,
+    add_trust_arguments,
+    check,
+    sign,
+    wants_signature,
+)
 from butterfly.admin.units import bytes_text
 from butterfly_core.errors import ModelError, StorageError
 
@@ -30,10 +38,13 @@ PROBLEMS_SHOWN_MAX = 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="create|verify")
+    actions = parser.add_subparsers(
+        dest="action", required=True, metavar="create|sign|verify|repin"
+    )
     create = actions.add_parser("create", help="hash the model and write its manifest")
+    signing = actions.add_parser("sign", help="sign the manifest and the small files")
     verify = actions.add_parser("verify", help="compare the model with its manifest")
-    for action in (create, verify):
+    for action in (create, signing, verify):
         action.add_argument(
             "source",
             metavar="SOURCE",
@@ -51,11 +62,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--manifest", type=Path, metavar="FILE", help="compare with this, not with that of SOURCE"
     )
     verify.add_argument("--json", action="store_true", help="print what differs as JSON")
+    add_sign_arguments(signing)
+    add_trust_arguments(verify)
+    add_repin_arguments(
+        actions.add_parser("repin", help="let a cluster take new weights of a model unsigned")
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     from butterfly.admin.model_reading import open_model
 
+    if arguments.action == "repin":
+        return repin(arguments)
     place = parse_model_source(
         arguments.source, endpoint_url=arguments.endpoint_url, region=arguments.region
     )
@@ -63,7 +81,10 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         if arguments.action == "create":
             return _create(source, arguments.output)
-        return _verify(source, arguments.manifest, as_json=arguments.json)
+        if arguments.action == "sign":
+            print(f"{source.describe()} is signed with the {sign(source, arguments)}")
+            return EXIT_OK
+        return _verify(source, arguments)
     finally:
         source.close()
 
@@ -83,14 +104,23 @@ def _create(source: "Source", output: Path | None) -> int:
     return EXIT_OK
 
 
-def _verify(source: "Source", path: Path | None, *, as_json: bool) -> int:
+def _verify(source: "Source", arguments: argparse.Namespace) -> int:
+    from butterfly_weights.manifest import parse_manifest
     from butterfly_weights.proving import verify_source
 
-    manifest = _read_manifest(source, path)
+    if wants_signature(arguments) and arguments.manifest:
+        raise UsageError("a signature is of the manifest beside the model: leave --manifest out")
+    raw = _read_manifest(source, arguments.manifest)
+    manifest = parse_manifest(raw)
+    signed = None if arguments.manifest else _signed_by(source, raw, arguments)
     with _progress("comparing") as on_progress:
         problems = verify_source(source, manifest, on_progress=on_progress)
-    if as_json:
-        report = {"root": manifest.root, "problems": [asdict(problem) for problem in problems]}
+    if arguments.json:
+        report = {
+            "root": manifest.root,
+            "signed": signed,
+            "problems": [asdict(problem) for problem in problems],
+        }
         json.dump(report, sys.stdout, indent=2)
         sys.stdout.write("\n")
     elif problems:
@@ -98,17 +128,30 @@ def _verify(source: "Source", path: Path | None, *, as_json: bool) -> int:
     else:
         print(f"{source.describe()} matches its manifest: {_sizes(manifest)}")
         print(f"root {manifest.root}")
+        print(f"signed {signed}" if signed else "not signed")
     return EXIT_FAILED if problems else EXIT_OK
 
 
-def _read_manifest(source: "Source", path: Path | None) -> "Manifest":
+def _signed_by(source: "Source", manifest: bytes, arguments: argparse.Namespace) -> str | None:
+    from butterfly_weights.checkpoint import read_checkpoint
+    from butterfly_weights.manifest import MANIFEST_NAME
+    from butterfly_weights.signed import read_signature
+
+    bundle = read_signature(source)
+    if bundle is None and not wants_signature(arguments):
+        return None
+    small_files = read_checkpoint(source, with_manifest=False).small_files
+    return check(arguments, bundle, {MANIFEST_NAME: manifest, **small_files})
+
+
+def _read_manifest(source: "Source", path: Path | None) -> bytes:
     from butterfly_weights.errors import NotFound
-    from butterfly_weights.manifest import MANIFEST_BYTES_MAX, MANIFEST_NAME, parse_manifest
+    from butterfly_weights.manifest import MANIFEST_BYTES_MAX, MANIFEST_NAME
 
     try:
         if path is not None:
-            return parse_manifest(_read_file(path, MANIFEST_BYTES_MAX))
-        return parse_manifest(source.read_small(MANIFEST_NAME, bytes_max=MANIFEST_BYTES_MAX))
+            return _read_file(path, MANIFEST_BYTES_MAX)
+        return source.read_small(MANIFEST_NAME, bytes_max=MANIFEST_BYTES_MAX)
     except NotFound as error:
         raise ModelError(
             f"{source.describe()} has no {MANIFEST_NAME}; make one from bytes you trust with "

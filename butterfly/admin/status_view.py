@@ -4,6 +4,8 @@ Everything in it came over the network: missing fields and odd types become ``-`
 never read as markup.
 """
 
+import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,6 +25,7 @@ COLOURS = {
     "OPERATIONAL": "green",
 }
 COLUMNS = ("node", "address", "role", "state", "done", "layers", "device", "weights")
+BAR_CELLS = 10
 PIPE_WIDTH = 160
 """Columns of output that goes to no terminal: a table in a log is not cut."""
 _UNPRINTABLE = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)))
@@ -65,7 +68,7 @@ def _member_cells(member: Mapping[str, Any], status: Mapping[str, Any]) -> list[
         Text(plain(member.get("address"))),
         Text(plain(member.get("role"))),
         Text(_life(state, plain(member.get("phase"))), style=COLOURS.get(state, "red")),
-        Text(percent_text(member.get("progress_percent"))),
+        Text(_done(state, member.get("progress_percent"))),
         Text(plain(member.get("layers"))),
         Text(plain(member.get("device"))),
         Text(moved_text(member)),
@@ -76,12 +79,24 @@ def _life(state: str, phase: str) -> str:
     return state if state in ("OPERATIONAL", "DEAD") else f"{state} {phase}"
 
 
+def _done(state: str, percent: object) -> str:
+    """The share done, with a bar while it grows."""
+    told = percent_text(percent)
+    if state != "LOADING" or not isinstance(percent, int | float) or told == "-":
+        return told
+    filled = int(BAR_CELLS * min(max(percent, 0), 100) / 100)
+    return f"{'█' * filled}{'░' * (BAR_CELLS - filled)} {told}"
+
+
 def percent_text(value: object) -> str:
-    return f"{value:.0f} %" if isinstance(value, int | float) else "-"
+    """Rounded down: only what is whole shows 100 %."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return "-"
+    return f"{math.floor(value)} %"
 
 
 def moved_text(member: Mapping[str, Any]) -> str:
-    """``12 MiB of 30 MiB (10 MiB from source)``."""
+    """``12 MiB of 30 MiB (10 MiB cached), 4 MiB/s, 5 s left``."""
     done, total = member.get("bytes_done"), member.get("bytes_total")
     if not isinstance(done, int) or not isinstance(total, int) or total <= 0:
         return "-"
@@ -92,7 +107,16 @@ def moved_text(member: Mapping[str, Any]) -> str:
         for kind, count in kinds.items()
         if isinstance(count, int) and count
     ]
-    return f"{text} ({', '.join(shares)})" if shares else text
+    text += f" ({', '.join(shares)})" if shares else ""
+    return text + pace_text(member) if done < total else text
+
+
+def pace_text(load: Mapping[str, Any]) -> str:
+    """``, 4 MiB/s, 5 s left``, as far as it is known."""
+    rate, eta = load.get("bytes_per_second"), load.get("eta_seconds")
+    told = f", {bytes_text(rate)}/s" if isinstance(rate, int | float) and rate > 0 else ""
+    left = f", {duration_text(eta)} left" if isinstance(eta, int | float) and eta > 0 else ""
+    return told + left
 
 
 def summary_lines(status: Mapping[str, Any]) -> list[str]:
@@ -118,16 +142,23 @@ def _model_line(status: Mapping[str, Any]) -> str:
         return "model: not known yet"
     size = bytes_text(model["total_bytes"]) if isinstance(model.get("total_bytes"), int) else "-"
     root = plain(status.get("merkle_root"))
-    proven = f", root {root[:16]}" if root != "-" else ", not proven yet"
+    proven = f", root {root[:16]} ({_trust(status)})" if root != "-" else ", not proven yet"
     return (
         f"model {plain(model.get('name'))}: {plain(model.get('layer_count'))} layers, "
         f"{size}, from {plain(model.get('source'))}{proven}"
     )
 
 
+def _trust(status: Mapping[str, Any]) -> str:
+    """As the node says it, a key's long name cut short."""
+    return re.sub(r"\b([0-9a-f]{16})[0-9a-f]{48}\b", r"\1", plain(status.get("trust")))
+
+
 def _eta(status: Mapping[str, Any]) -> str:
-    eta = status.get("eta_seconds")
-    return f", about {duration_text(eta)} left" if isinstance(eta, int | float) else ""
+    eta, load = status.get("eta_seconds"), status.get("load")
+    rate = load.get("bytes_per_second") if isinstance(load, dict) else None
+    told = f", {bytes_text(rate)}/s" if isinstance(rate, int | float) and rate > 0 else ""
+    return f"{told}, about {duration_text(eta)} left" if isinstance(eta, int | float) else told
 
 
 def error_lines(status: Mapping[str, Any]) -> list[str]:

@@ -17,6 +17,7 @@ _UNITS = {
     "GIB": 2**30,
     "TIB": 2**40,
 }
+_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 _QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 
 
@@ -36,6 +37,15 @@ def bytes_text(count: float) -> str:
             return f"{count:.0f} B" if unit == "B" else f"{_three_digits(count)} {unit}"
         count /= 1024
     return f"{_three_digits(count)} TiB"
+
+
+def parse_duration(text: str) -> float:
+    """Seconds in ``7d``, ``12h``, ``30 min`` or ``90s``. Raises InvalidValue."""
+    found = _QUANTITY.fullmatch(text)
+    unit = _SECONDS.get(found.group(2).lower()) if found else None
+    if found is None or unit is None:
+        raise InvalidValue(f"{text!r} is no length of time; write 7d, 12h, 30min or 90s")
+    return float(found.group(1)) * unit
 
 
 def _three_digits(value: float) -> str:

@@ -3,6 +3,7 @@
 ``Glimpse`` is what one look at one node's /status tells; it is made by a pure function.
 """
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ def glimpse_of(status: Mapping[str, Any]) -> Glimpse:
     return Glimpse(
         state=state,
         phase=plain(status.get("phase")),
-        percent=float(percent) if isinstance(percent, int | float) else 0.0,
+        percent=_whole(percent),
         moved=moved_text(me),
         cluster_size=size if isinstance(size, int) else 0,
         errors=tuple(line for line in lines if not line.startswith(NOT_ADMITTING)),
@@ -59,6 +60,13 @@ def glimpse_of(status: Mapping[str, Any]) -> Glimpse:
         all_operational=state == OPERATIONAL
         and all(member.get("state") == OPERATIONAL for member in carriers),
     )
+
+
+def _whole(percent: object) -> float:
+    """Rounded down: only what is whole shows 100 %."""
+    if not isinstance(percent, int | float) or not math.isfinite(percent):
+        return 0.0
+    return float(math.floor(percent))
 
 
 def life_of(glimpse: Glimpse) -> str:

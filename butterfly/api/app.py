@@ -45,7 +45,7 @@ def make_app(
     app[OPEN_ANSWERS] = answers
     app[SILENT_CONNECTIONS] = set()
     app.add_routes(OpenAiRoutes(serving, limits, watching, answers).routes())
-    app.add_routes(OperationsRoutes(node, metrics).routes())
+    app.add_routes(OperationsRoutes(node, metrics, limits).routes())
     app.on_response_prepare.append(name_response)
 
     async def end_streams(_: web.Application) -> None:

@@ -1,10 +1,16 @@
-"""What operators and their tools ask of a node: status, health, readiness, metrics, cache."""
+"""What operators and their tools ask of a node: status, health, readiness, metrics, cache, pin."""
 
-from collections.abc import Callable
+import json
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from aiohttp import web
 
+from butterfly.api.body import read_limited
+from butterfly.api.errors import BadRequest
+from butterfly.api.limits import ApiLimits
 from butterfly.api.views import NodeView
 
 METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -17,6 +23,7 @@ class OperationsRoutes:
 
     node: NodeView
     render_metrics: Callable[[], bytes]
+    limits: ApiLimits
 
     def routes(self) -> list[web.RouteDef]:
         """What to add to the application."""
@@ -26,6 +33,7 @@ class OperationsRoutes:
             web.get("/readiness", self.readiness),
             web.get("/metrics", self.metrics),
             web.post("/admin/clear-cache", self.clear_cache),
+            web.post("/admin/repin", self.repin),
         ]
 
     async def status(self, request: web.Request) -> web.Response:
@@ -59,5 +67,39 @@ class OperationsRoutes:
         )
 
     async def clear_cache(self, request: web.Request) -> web.Response:
-        """Delete this node's weight cache."""
-        return web.json_response({"freed_bytes": await self.node.clear_cache()})
+        """Delete this node's weight cache, or what was not used for ``older_than_seconds``; with
+        ``dry_run`` only say what would go."""
+        wanted = await self._body(request, {"older_than_seconds": (int, float), "dry_run": (bool,)})
+        age = wanted.get("older_than_seconds", 0.0)
+        if not 0 <= age < math.inf:
+            raise BadRequest("older_than_seconds must be 0 or more", param="older_than_seconds")
+        dry_run = wanted.get("dry_run", False)
+        cleared = await self.node.clear_cache(older_than_seconds=float(age), dry_run=dry_run)
+        return web.json_response({**asdict(cleared), "dry_run": dry_run})
+
+    async def repin(self, request: web.Request) -> web.Response:
+        """Give up the root that ``root`` names, as this cluster has pinned it."""
+        root = (await self._body(request, {"root": (str,)})).get("root")
+        if root is None:
+            raise BadRequest("root must name the pinned root that is given up", param="root")
+        await self.node.repin(root)
+        return web.json_response({"given_up": root})
+
+    async def _body(
+        self, request: web.Request, kinds: Mapping[str, tuple[type, ...]]
+    ) -> Mapping[str, Any]:
+        """A JSON object with some of these keys; an empty body is an empty one."""
+        raw = await read_limited(request, self.limits)
+        try:
+            body = json.loads(raw) if raw.strip() else {}
+        except (ValueError, RecursionError):
+            raise BadRequest("the body is not JSON") from None
+        if not isinstance(body, dict):
+            raise BadRequest("the body must be a JSON object")
+        for key, value in body.items():
+            if key not in kinds:
+                raise BadRequest(f"unknown key; known are {', '.join(kinds)}", param=key[:64])
+            if type(value) not in kinds[key]:
+                words = " or ".join(kind.__name__ for kind in kinds[key])
+                raise BadRequest(f"{key} must be {words}", param=key)
+        return body

@@ -19,6 +19,14 @@ class Check:
     detail: str
 
 
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """What went from a cache, or would go."""
+
+    entries: int
+    freed_bytes: int
+
+
 class NodeView(Protocol):
     """The node as an operator sees it."""
 
@@ -34,8 +42,14 @@ class NodeView(Protocol):
     def readiness(self) -> Sequence[Check]:
         """Every check in order; the first that fails is what blocks."""
 
-    async def clear_cache(self) -> int:
-        """Delete the weight cache of this node. Returns the bytes freed."""
+    async def clear_cache(self, *, older_than_seconds: float, dry_run: bool) -> Cleared:
+        """Delete what of this node's weight cache was not used for so long; 0 is all of it."""
+
+    async def repin(self, root: str) -> None:
+        """Give up the pinned root; returns once that is committed.
+
+        Raises RequestError when another root or none is pinned, NotServing, Unreachable.
+        """
 
 
 class DetokenizerLike(Protocol):

@@ -45,6 +45,7 @@ _PATH_KEYS = frozenset(
         "discovery.consul_key_file",
     }
 )
+_PATH_LIST_KEYS = frozenset({"model.trusted_keys"})
 _KINDS = {
     "bool_type": "true or false",
     "float_type": "a number",
@@ -121,19 +122,21 @@ class _Judge:
 
 def _anchored(setting: Setting, settings: Mapping[str, Setting]) -> object:
     """The value, a relative path made absolute from where it was written."""
+    if setting.name in _PATH_LIST_KEYS and isinstance(setting.value, list):
+        return [_absolute(setting, e) if isinstance(e, str) else e for e in setting.value]
     if not isinstance(setting.value, str) or not setting.value.strip():
         return setting.value
     if setting.name in _PATH_KEYS:
-        return Path(_absolute(setting))
+        return Path(_absolute(setting, setting.value))
     source = settings.get("model.source_type")
     is_folder = source is not None and source.value == "filesystem"
     if setting.name == "model.source_path" and is_folder and "://" not in setting.value:
-        return _absolute(setting)
+        return _absolute(setting, setting.value)
     return setting.value
 
 
-def _absolute(setting: Setting) -> str:
-    return os.path.normpath(setting.base / os.path.expanduser(str(setting.value)))
+def _absolute(setting: Setting, path: str) -> str:
+    return os.path.normpath(setting.base / os.path.expanduser(path))
 
 
 def _with_derived_defaults(parts: Parts, settings: Mapping[str, Setting]) -> Parts:

@@ -69,6 +69,7 @@ def _faults(parts: Parts) -> Iterator[Fault]:
     if model:
         yield from _source(model)
         yield from _keys_of_some_sources(model)
+        yield from _signatures(model)
     if node:
         yield from _addresses(node)
         yield from _capacity(node)
@@ -139,6 +140,15 @@ def _keys_of_some_sources(model: ModelSection) -> Iterator[Fault]:
         )
     if model.cache == "off" and model.cache_bytes_max:
         yield "model.cache_bytes_max", 'bounds a cache that is off; remove it or the cache = "off"'
+
+
+def _signatures(model: ModelSection) -> Iterator[Fault]:
+    if model.require_signature and not model.trusted_keys:
+        advice = 'name the publisher\'s public key, as trusted_keys = ["publisher.pub"]'
+        yield "model.trusted_keys", f"must be set because require_signature is: {advice}"
+    for path in model.trusted_keys:
+        if (reason := cannot_open(path, "with: openssl ec -in key.pem -pubout")) is not None:
+            yield "model.trusted_keys", f"{path} {reason}"
 
 
 def _endpoint(model: ModelSection) -> Iterator[Fault]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr
 
 from butterfly.config.discovery_schema import DiscoverySection
-from butterfly.config.fields import Section, read_address, read_addresses
+from butterfly.config.fields import Section, read_address, read_addresses, read_paths
 from butterfly_core.address import Address
 
 EMBEDDED_MODELS: Final = ("toy-llama",)
@@ -120,6 +120,15 @@ class ModelSection(Section):
     peer_upload_bytes_per_second: Annotated[
         int, Field(ge=0, le=1 << 50, description="bytes per second; 0 is no limit")
     ] = 0
+    cache_scrub_bytes_per_second: Annotated[
+        int, Field(ge=0, le=1 << 40, description="bytes re-read each second; 0 is never")
+    ] = 8388608
+    require_signature: Annotated[bool, Field(description="true or false")] = False
+    trusted_keys: Annotated[
+        tuple[Path, ...],
+        BeforeValidator(read_paths),
+        Field(max_length=32, description='up to 32 PEM files, as ["/etc/butterfly/publisher.pub"]'),
+    ] = ()
 
 
 class NodeSection(Section):

@@ -249,7 +249,7 @@ class Host:
             pipeline = self._pipeline
             values = pipeline.statistics() if pipeline is not None else {}
             whole = {name: int(value) for name, value in values.items() if value == int(value)}
-            self.send(Statistics(whole))
+            self.send(Statistics({**whole, **self._weights.cache_statistics()}))
 
     def _in_thread(self, name: str, work: Callable[[], None]) -> threading.Thread:
         thread = threading.Thread(target=work, name=name, daemon=True)

@@ -64,6 +64,8 @@ class Weights:
             self.drop()
             if order.source.cache_directory is not None:
                 clear(Path(order.source.cache_directory))
+        if cache is not None and order.model != self._model:
+            cache.protect_from_now()
         self._keep_only(order.model, parts)
         missing = [part for part in parts if part not in self.part_digests]
         if not missing:
@@ -83,7 +85,11 @@ class Weights:
 
     def _cache_of(self, source: ModelSource) -> TensorCache | None:
         if self._cache is None and source.cache_directory is not None:
-            self._cache = TensorCache(Path(source.cache_directory), source.cache_bytes_max)
+            self._cache = TensorCache(
+                Path(source.cache_directory),
+                source.cache_bytes_max,
+                scrub_bytes_per_second=source.cache_scrub_bytes_per_second,
+            )
         return self._cache
 
     def _keep_only(self, model: str, parts: tuple[str, ...]) -> None:
@@ -100,6 +106,13 @@ class Weights:
     def as_torch(self) -> dict[str, torch.Tensor]:
         """The same bytes as tensors, nothing copied."""
         return {name: _as_torch(tensor) for name, tensor in self._tensors.items()}
+
+    def cache_statistics(self) -> Mapping[str, int]:
+        """What the cache's scrub has done, by the names of the node's metrics."""
+        if self._cache is None:
+            return {}
+        told = self._cache.statistics()
+        return {"cache_scrubbed_bytes": told.scrubbed_bytes, "cache_rotten": told.rotten}
 
     def drop(self) -> None:
         """Hold nothing."""

@@ -25,8 +25,8 @@ def loading(epoch: int, progress: LoadProgress) -> Progressed:
 
 def passed(epoch: int, phase: str, result: LoadResult) -> Progressed:
     """All bytes are here; what happens to them now."""
+    total = result.bytes_loaded
     source, cache = result.bytes_from_source, result.bytes_from_cache
-    total = source + cache + result.bytes_from_peers
     return Progressed(epoch, phase, total, total, source, cache, result.bytes_from_peers)
 
 

@@ -113,7 +113,7 @@ class Effects:
         """Ask the engine to load, again after each failure, each time from a fresh reading."""
         pause = _RETRY_FIRST_SECONDS
         while True:
-            self._local.progress = None
+            self._local.take_progress(None)
             self._local.enter(Phase.LOADING_WEIGHTS)
             try:
                 answer = await self._load_once(epoch, forget=forget)
@@ -138,7 +138,7 @@ class Effects:
         return await self._load_answer
 
     async def _order(self, epoch: int, *, forget: bool) -> Load | LoadFailed:
-        await self._models.read_until_known()
+        await self._models.read_until_known(self._replica.state.repinned_epoch)
         agreed = self._replica.state.model
         if agreed is not None and self._models.turn_to(agreed.revision):
             await self._models.refresh()
@@ -152,13 +152,14 @@ class Effects:
             message = (
                 f"the model at this node's source is {found.spec.identity[:16]}, not the "
                 f"{agreed.identity[:16]} that the cluster serves: restore its files if they were "
-                "changed, or make [model] source_path equal on all nodes"
+                "changed, make [model] source_path equal on all nodes, or give up what was pinned "
+                "(butterfly-admin manifest repin)"
             )
             return LoadFailed(epoch, message, "ModelError")
         start, stop = self._held_range
         return Load(
             epoch=epoch,
-            model=agreed.identity,
+            model=f"{agreed.identity}#{state.repinned_epoch}",  # what is held of before is not that
             source=self._models.engine_source(),
             checkpoint=encode_checkpoint(checkpoint),
             start=start,

@@ -2,14 +2,16 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from butterfly.api.app import make_app
 from butterfly.api.limits import ApiLimits
 from butterfly.api.server import ApiServer
-from butterfly.api.views import Check
+from butterfly.api.views import Check, Cleared
 from butterfly.config import NodeConfig
 from butterfly.node.engine import Engine
 from butterfly.node.gauges import Gauges, Meters
@@ -17,16 +19,26 @@ from butterfly.node.local import Local
 from butterfly.node.replica import Replica
 from butterfly.node.serving import Ingress
 from butterfly.node.status import Surroundings, readiness_view, status_view
-from butterfly_core.errors import NotServing, Unreachable
+from butterfly_cluster.commands import Command, Repin
+from butterfly_core.errors import NotServing, RequestError, Unreachable
 from butterfly_telemetry.loop_lag import LoopLagSampler
 from butterfly_telemetry.metric_table import LOOP_LAG
 from butterfly_telemetry.metrics import HttpMetrics, Metrics
-from butterfly_weights.cache_files import clear
+from butterfly_weights.cache_files import sweep
 
 log = logging.getLogger(__name__)
 
 FRESH_SECONDS: Final = 3.0
+REPIN_SECONDS: Final = 10.0
 _BARRIERS_AT_ONCE: Final = 4
+
+
+class Log(Protocol):
+    """What is asked of the replicated log."""
+
+    async def barrier(self, timeout_seconds: float, /) -> int: ...
+
+    async def propose(self, command: Command, *, timeout_seconds: float) -> int: ...
 
 
 class Face:
@@ -42,14 +54,14 @@ class Face:
         engine: Engine,
         surroundings: Callable[[], Surroundings],
         meters: Meters,
-        barrier: Callable[[float], Awaitable[int]],
+        consensus: Log,
         cache: Path | None,
         api_keys: frozenset[str],
     ) -> None:
         self._local = local
         self._replica = replica
         self._surroundings = surroundings
-        self._barrier = barrier
+        self._log = consensus
         self._barriers = asyncio.Semaphore(_BARRIERS_AT_ONCE)
         self._cache = cache
         metrics = Metrics()
@@ -74,7 +86,7 @@ class Face:
         """Wait for a barrier in the log. Raises NotServing after FRESH_SECONDS."""
         try:
             async with asyncio.timeout(FRESH_SECONDS), self._barriers:
-                await self._barrier(FRESH_SECONDS)
+                await self._log.barrier(FRESH_SECONDS)
         except (TimeoutError, NotServing, Unreachable) as error:
             why = self._surroundings().admission_problem or str(error) or "the log does not move"
             phase = self._local.phase.value
@@ -83,10 +95,23 @@ class Face:
     def readiness(self) -> Sequence[Check]:
         return readiness_view(self._replica.state, self._local, self._surroundings())
 
-    async def clear_cache(self) -> int:
+    async def clear_cache(self, *, older_than_seconds: float, dry_run: bool) -> Cleared:
         if self._cache is None:
-            return 0
-        return await asyncio.to_thread(clear, self._cache)
+            return Cleared(0, 0)
+        used_before = time.time() - older_than_seconds if older_than_seconds else math.inf
+        swept = await asyncio.to_thread(
+            sweep, self._cache, used_before=used_before, dry_run=dry_run
+        )
+        return Cleared(swept.entries, swept.nbytes)
+
+    async def repin(self, root: str) -> None:
+        """Raises RequestError, NotServing, Unreachable."""
+        pinned = self._replica.state.pinned_root
+        if pinned != root:
+            told = f"the root {pinned}" if pinned else "nothing"
+            raise RequestError(f"this cluster has pinned {told}, not {root[:64]}")
+        log.warning("the pinned root %s is given up, as a person wishes", root)
+        await self._log.propose(Repin(root), timeout_seconds=REPIN_SECONDS)
 
     async def start(self) -> None:
         """Listen. Raises ConfigError when the port is taken."""

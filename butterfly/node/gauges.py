@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,8 +84,18 @@ class Gauges:
         metrics.count_up_to(table.BYTES_FROM_CACHE, local.bytes_from_cache)
         metrics.count_up_to(table.BYTES_FROM_PEERS, local.bytes_from_peers)
         metrics.count_up_to(table.VERIFICATION_FAILURES, local.verification_failures_total)
-        metrics.set(table.LOAD_PROGRESS, local.progress_percent / 100)
+        metrics.count_up_to(table.CACHE_SCRUBBED, local.cache_scrubbed_bytes_total)
+        metrics.count_up_to(table.CACHE_ROTTEN, local.cache_rotten_total)
+        self._read_load()
         metrics.count_up_to(table.ENGINE_RESTARTS, self._engine.deaths_total)
+
+    def _read_load(self) -> None:
+        metrics, load = self._metrics, self._local.load
+        metrics.set(table.LOAD_PROGRESS, load.percent / 100)
+        metrics.set(table.LOAD_BYTES_DONE, load.bytes_done)
+        metrics.set(table.LOAD_BYTES_TOTAL, load.bytes_total)
+        metrics.set(table.LOAD_RATE, load.bytes_per_second or 0.0)
+        metrics.set(table.LOAD_ETA, math.nan if load.eta_seconds is None else load.eta_seconds)
 
     def _read_cluster(self) -> None:
         metrics, state, around = self._metrics, self._replica.state, self._surroundings()

@@ -1,6 +1,6 @@
 """What this node makes of its engine's messages, and of its death."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import assert_never
 
@@ -65,7 +65,7 @@ class EngineEars:
             case Emitted():
                 self._desk.deliver(message)
             case Statistics(values=values):
-                self._local.engine_statistics = values
+                self._note_statistics(values)
             case LinkLost(epoch=epoch, reason=reason):
                 told = f"node {short(self._me)} lost a neighbour in the pipeline: {reason}"
                 self._desk.lose_all(told)
@@ -73,11 +73,23 @@ class EngineEars:
             case _:
                 assert_never(message)
 
+    def _note_statistics(self, values: Mapping[str, int]) -> None:
+        local = self._local
+        rotten = values.get("cache_rotten", 0) - local.engine_statistics.get("cache_rotten", 0)
+        if rotten > 0:
+            told = f"{rotten} cached tensors were damaged on the disk; they were dropped"
+            local.events.append(f"node {short(self._me)}: {told}")
+        local.cache_rotten_total += max(rotten, 0)
+        scrubbed = values.get("cache_scrubbed_bytes", 0)
+        before = local.engine_statistics.get("cache_scrubbed_bytes", 0)
+        local.cache_scrubbed_bytes_total += max(scrubbed - before, 0)
+        local.engine_statistics = values
+
     def _note_progress(self, message: Progressed) -> None:
         local = self._local
         if message.epoch != local.node.epoch or local.node.state is not NodeState.LOADING:
             return
-        local.progress = message
+        local.take_progress(message)
         local.enter(Phase(message.phase))
 
     def mourn(self, death: Death) -> None:

@@ -13,6 +13,8 @@ from butterfly.channel import Progressed
 from butterfly.node.pulse import Pulse
 from butterfly_cluster.lifecycle import Node, NodeState, Phase
 from butterfly_cluster.node_duties import Facts
+from butterfly_weights.estimating import NOTHING, Estimate, Estimator
+from butterfly_weights.signed import Signed
 
 EVENTS_MAX = 20
 
@@ -39,14 +41,18 @@ class Local:
     changed: Pulse = field(default_factory=Pulse)
     started_at: float = field(default_factory=time.monotonic)
     phase_seconds: dict[str, float] = field(default_factory=dict)
-    loading_since: float = 0.0
     bytes_from_source_total: int = 0
     bytes_from_cache_total: int = 0
     bytes_from_peers_total: int = 0
     verification_failures_total: int = 0
+    cache_scrubbed_bytes_total: int = 0
+    cache_rotten_total: int = 0
     engine_statistics: Mapping[str, int] = field(default_factory=dict)
     events: deque[str] = field(default_factory=lambda: deque(maxlen=EVENTS_MAX))
     """What was mended while loading, for people; the newest last."""
+    signed: Signed | None = None
+    """Of the model as this node read it last."""
+    _estimator: Estimator = field(default_factory=Estimator)
     _phase_since: float = field(default_factory=time.monotonic)
 
     def set_facts(self, **changes: object) -> None:
@@ -63,8 +69,6 @@ class Local:
         self.phase_seconds[self.phase.value] = spent + now - self._phase_since
         self._phase_since = now
         self.phase = phase
-        if phase is Phase.LOADING_WEIGHTS:
-            self.loading_since = now
         if phase is Phase.SERVING and "total" not in self.phase_seconds:
             self.phase_seconds["total"] = now - self.started_at
         self.changed.notify()
@@ -112,25 +116,30 @@ class Local:
     def uptime_seconds(self) -> float:
         return time.monotonic() - self.started_at
 
+    def take_progress(self, progress: Progressed | None) -> None:
+        """What the engine says of the present load; None begins another one."""
+        if progress is None or self.progress is None or progress.epoch != self.progress.epoch:
+            self._estimator = Estimator()
+        self.progress = progress
+        if progress is not None:
+            done, total = progress.bytes_done, progress.bytes_total
+            self._estimator.note(time.monotonic(), done, total)
+
+    @property
+    def load(self) -> Estimate:
+        """Of the present load; nothing before it, all of it once the weights are here."""
+        now = self._estimator.now(time.monotonic())
+        if self.node.state in (NodeState.READY, NodeState.OPERATIONAL):
+            return replace(now, percent=100.0, bytes_per_second=None, eta_seconds=0.0)
+        return now if self.node.state is NodeState.LOADING else NOTHING
+
     @property
     def progress_percent(self) -> float:
         """Of the present load; 0 before it, 100 once the weights are here."""
-        if self.node.state in (NodeState.READY, NodeState.OPERATIONAL):
-            return 100.0
-        if self.node.state is not NodeState.LOADING or self.progress is None:
-            return 0.0
-        if not self.progress.bytes_total:
-            return 100.0
-        return round(100.0 * self.progress.bytes_done / self.progress.bytes_total, 1)
+        return self.load.percent
 
     @property
     def eta_seconds(self) -> float | None:
-        """Until the present load ends, at its rate so far; None when that is unknown."""
-        if self.node.state in (NodeState.READY, NodeState.OPERATIONAL):
-            return 0.0
-        progress = self.progress
-        if self.node.state is not NodeState.LOADING or progress is None or not progress.bytes_done:
-            return None
-        elapsed = time.monotonic() - self.loading_since
-        left = progress.bytes_total - progress.bytes_done
-        return round(elapsed * left / progress.bytes_done, 1)
+        """Until the present load ends, at its rate of late; None when that is unknown."""
+        eta = self.load.eta_seconds
+        return None if eta is None else round(eta, 1)

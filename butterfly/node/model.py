@@ -1,5 +1,8 @@
 """The model as this node reads it from its source: headers and small files, never weights.
 
+A signature that is wrong, or missing where the configuration requires one, is a source that fails:
+nothing is described to the cluster, and nothing is loaded.
+
 Reading blocks, so it runs in a thread, which nobody waits for at the end. A source that fails is
 asked again; what is wrong with it is kept for the status page.
 """
@@ -9,6 +12,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,7 +27,9 @@ from butterfly_weights.addresses import is_commit, parse_hub_name
 from butterfly_weights.checkpoint import Checkpoint, read_checkpoint
 from butterfly_weights.hub_cache import SnapshotSource
 from butterfly_weights.merkle import model_root
-from butterfly_weights.source import Pinned, SourceOptions, open_source
+from butterfly_weights.signature import load_trusted_keys
+from butterfly_weights.signed import Signed, check_signed
+from butterfly_weights.source import Pinned, Source, SourceOptions, open_source
 from butterfly_weights.spec import model_spec
 
 log = logging.getLogger(__name__)
@@ -31,6 +37,7 @@ log = logging.getLogger(__name__)
 PROBLEM_CODE = "model_source"
 _RETRY_FIRST_SECONDS = 1.0
 _RETRY_MAX_SECONDS = 10.0
+_LOOK_SECONDS = 5.0
 
 T = TypeVar("T")
 
@@ -52,6 +59,16 @@ async def in_daemon_thread(function: Callable[[], T]) -> T:
     return await asyncio.wrap_future(future)
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What was found at the source; ``signed`` is None for a model that nobody signed."""
+
+    checkpoint: Checkpoint
+    described: DescribeModel
+    text: TextModel
+    signed: Signed | None
+
+
 class ModelReader:
     """Holds the newest reading; ``checkpoint`` is None until one succeeded."""
 
@@ -65,6 +82,7 @@ class ModelReader:
         self._reading = asyncio.Lock()
         self._path = section.source_path
         self._snapshot: Path | None = None
+        self._wanted = self._read_for = 0
         self.checkpoint: Checkpoint | None = None
         self.described: DescribeModel | None = None
         self.text: TextModel | None = None
@@ -91,6 +109,7 @@ class ModelReader:
             cache_bytes_max=section.cache_bytes_max,
             peers=section.peers,
             peer_upload_bytes_per_second=section.peer_upload_bytes_per_second,
+            cache_scrub_bytes_per_second=section.cache_scrub_bytes_per_second,
         )
 
     def turn_to(self, revision: str) -> bool:
@@ -116,8 +135,18 @@ class ModelReader:
         layers = self.described.spec.layer_count
         return model_root(self.checkpoint.small_files, part_digests, layers)
 
-    async def read_until_known(self) -> None:
-        """Read, again and again until it succeeds; what is known already is not read again."""
+    async def keep_current(self, repinned_epoch: Callable[[], int]) -> None:
+        """For ever: read at the start, and again whenever the pinned root was given up."""
+        while True:
+            wanted = repinned_epoch()
+            await self.read_until_known(wanted)
+            while repinned_epoch() == wanted:
+                await self._local.changed.wait(_LOOK_SECONDS)
+
+    async def read_until_known(self, repinned_epoch: int = 0) -> None:
+        """Read, again and again until it succeeds; what is known already is not read again,
+        unless it is from before the pinned root was given up in that epoch."""
+        self._wanted = max(self._wanted, repinned_epoch)
         pause = _RETRY_FIRST_SECONDS
         while not await self._known():
             await asyncio.sleep(pause)
@@ -126,7 +155,8 @@ class ModelReader:
     async def _known(self) -> bool:
         async with self._reading:
             failing = PROBLEM_CODE in self._local.problems
-            return (self.checkpoint is not None and not failing) or await self._take()
+            fresh = self.checkpoint is not None and self._read_for >= self._wanted
+            return (fresh and not failing) or await self._take()
 
     async def refresh(self) -> bool:
         """Read the source anew; False when it failed, and why is among the problems."""
@@ -134,20 +164,23 @@ class ModelReader:
             return await self._take()
 
     async def _take(self) -> bool:
+        wanted = self._wanted
         try:
-            checkpoint, described, text = await in_daemon_thread(self._read)
+            reading = await in_daemon_thread(self._read)
         except (ButterflyError, OSError) as error:
             message = f"{self._section.source_path}: {error}"
             file = getattr(error, "object_name", None)
             if self._local.report(Problem(PROBLEM_CODE, message, file)):
                 log.error("cannot read the model: %s", error)
             return False
-        self.checkpoint, self.described, self.text = checkpoint, described, text
+        self.checkpoint, self.described = reading.checkpoint, reading.described
+        self.text, self._read_for = reading.text, wanted
+        self._local.signed = reading.signed
         self._local.solved(PROBLEM_CODE)
         self._local.changed.notify()
         return True
 
-    def _read(self) -> tuple[Checkpoint, DescribeModel, TextModel]:
+    def _read(self) -> Reading:
         source = open_source(
             self._section.source_type,
             self._path,
@@ -157,6 +190,7 @@ class ModelReader:
         )
         try:
             checkpoint = read_checkpoint(source)
+            signed = self._check_signature(source, checkpoint)
             if isinstance(source, Pinned):
                 self._path = source.pinned_path()
             self._snapshot = source.folder if isinstance(source, SnapshotSource) else None
@@ -165,4 +199,10 @@ class ModelReader:
         check_supported(checkpoint.config)
         spec = model_spec(checkpoint, self.name)
         digests = checkpoint.manifest.part_digests() if checkpoint.manifest else {}
-        return checkpoint, DescribeModel(spec, digests), TextModel(checkpoint.small_files)
+        described = DescribeModel(spec, digests)
+        return Reading(checkpoint, described, TextModel(checkpoint.small_files), signed)
+
+    def _check_signature(self, source: Source, checkpoint: Checkpoint) -> Signed | None:
+        section = self._section
+        trusted = load_trusted_keys(section.trusted_keys)
+        return check_signed(source, checkpoint, trusted, required=section.require_signature)

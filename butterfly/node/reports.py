@@ -53,6 +53,8 @@ class Report(BaseModel):
     bytes_from_source: _Count = 0
     bytes_from_cache: _Count = 0
     bytes_from_peers: _Count = 0
+    bytes_per_second: _Count = 0
+    eta_seconds: Annotated[float, Field(ge=0)] | None = None
     active_requests: _Count = 0
     lost: Annotated[tuple[_Text, ...], Field(max_length=_LOST_MAX)] = ()
     can_vote: Annotated[bool, Field(strict=True)] = True
@@ -130,17 +132,19 @@ class Reports:
         return self._news.reports
 
     def own(self) -> Mapping[str, Any]:
-        local, progress = self._local, self._local.progress
+        local, progress, load = self._local, self._local.progress, self._local.load
         return {
             "state": local.node.state.value,
             "phase": local.phase.value,
             "epoch": local.node.epoch,
-            "progress_percent": local.progress_percent,
+            "progress_percent": load.percent,
             "bytes_done": progress.bytes_done if progress else 0,
             "bytes_total": progress.bytes_total if progress else 0,
             "bytes_from_source": local.bytes_from_source,
             "bytes_from_cache": local.bytes_from_cache,
             "bytes_from_peers": local.bytes_from_peers,
+            "bytes_per_second": round(load.bytes_per_second or 0),
+            "eta_seconds": local.eta_seconds,
             "active_requests": self._active_requests(),
             "lost": sorted(self._lost())[:_LOST_MAX],
             "can_vote": self._can_vote(),

@@ -12,6 +12,7 @@ from butterfly_cluster.lifecycle import NodeState
 from butterfly_cluster.state import ClusterState, Member
 from butterfly_core.hardware import Capacity
 from butterfly_core.ids import ClusterId, NodeId
+from butterfly_weights.signed import Signed
 
 _ERRORS_MAX = 100
 
@@ -53,6 +54,8 @@ def status_view(state: ClusterState, local: Local, around: Surroundings) -> dict
         "epoch": state.epoch,
         "layers": str(stage.layers) if stage else None,
         "merkle_root": state.validated_root,
+        "trust": trust_text(state, local.signed),
+        "pinned_root": state.pinned_root,
         "model": _model_view(state, around.source),
         "members": [_member_view(member, state, around) for member in _by_age(state)],
         "errors": _errors(state, local, around)[:_ERRORS_MAX],
@@ -62,16 +65,45 @@ def status_view(state: ClusterState, local: Local, around: Surroundings) -> dict
         "commit_index": around.commit_index,
         "version": __version__,
         "uptime_seconds": round(local.uptime_seconds, 1),
+        "load": _load_view(local),
         "init_seconds": {name: round(spent, 3) for name, spent in local.phase_seconds.items()},
         "security": dict(around.security),
         "discovery": dict(around.discovery),
     }
 
 
+def trust_text(state: ClusterState, signed: Signed | None) -> str | None:
+    """Against what the weights were proven, in words; None before they were."""
+    model = state.model
+    if state.validated_root is None or model is None:
+        return None
+    if model.manifest_root is None:
+        return "pinned, not verified against a publisher"
+    told = "verified against the manifest"
+    if signed is None or signed.root != model.manifest_root:
+        return told
+    if signed.key_id is None:
+        return f"{told}; signed, but no trusted_keys here tell by whom"
+    return f"{told}, signed by {signed.key_id}"
+
+
 def _acting_view(state: ClusterState) -> dict[str, Any] | None:
     """Whose orders count, as committed; ``coordinator`` is whom this node hears."""
     acting = state.acting
     return {"node_id": acting.node_id, "term": acting.term} if acting else None
+
+
+def _load_view(local: Local) -> dict[str, Any]:
+    """The present load in bytes; ``phase`` says what is done with them now."""
+    load, moved = local.load, local.progress
+    return {
+        "phase": local.phase.value if local.node.state is NodeState.LOADING else None,
+        "bytes_done": load.bytes_done,
+        "bytes_total": load.bytes_total,
+        "bytes_per_second": round(load.bytes_per_second or 0),
+        "bytes_from_source": moved.bytes_from_source if moved else 0,
+        "bytes_from_cache": moved.bytes_from_cache if moved else 0,
+    }
 
 
 def _by_age(state: ClusterState) -> list[Member]:
@@ -111,6 +143,8 @@ def _member_view(member: Member, state: ClusterState, around: Surroundings) -> d
         **_capacity_view(member.capacity),
         "bytes_done": report.get("bytes_done", 0),
         "bytes_total": report.get("bytes_total", 0),
+        "bytes_per_second": report.get("bytes_per_second", 0),
+        "eta_seconds": report.get("eta_seconds"),
         "bytes_from_source": report.get("bytes_from_source", 0),
         "bytes_from_cache": report.get("bytes_from_cache", 0),
         "bytes_from_peers": report.get("bytes_from_peers", 0),

@@ -20,6 +20,7 @@ from butterfly_cluster.commands import (
     RegisterMember,
     RejectDigests,
     RemoveMember,
+    Repin,
     Report,
     ReportBroken,
     ReportDigests,
@@ -69,7 +70,7 @@ def is_fenced(state: ClusterState, command: Command) -> bool:
     return isinstance(command, Order)
 
 
-def _change(state: ClusterState, index: int, command: Order | Report) -> ClusterState:
+def _change(state: ClusterState, index: int, command: Order | Report | Repin) -> ClusterState:
     match command:
         case RegisterMember() | ReportEngine() | MarkDown() | RemoveMember():
             return _change_members(state, index, command)
@@ -79,6 +80,8 @@ def _change(state: ClusterState, index: int, command: Order | Report) -> Cluster
             return _assign(state, command)
         case ReportPlanProblem(message=message):
             return replace(state, plan_problem=message)
+        case Repin(root=root):
+            return _repin(state) if root == state.pinned_root else state
         case _:
             return _change_epoch(state, command)
 
@@ -138,6 +141,22 @@ def _describe(state: ClusterState, command: DescribeModel) -> ClusterState:
     if state.validated_epoch:
         return state
     return replace(state, model=command.spec, part_digests=dict(command.part_digests))
+
+
+def _repin(state: ClusterState) -> ClusterState:
+    """Nothing is known of the weights any more, and a new plan makes everybody load anew."""
+    return replace(
+        state,
+        pinned_root=None,
+        part_digests={},
+        validated_epoch=0,
+        validated_root=None,
+        plan_problem=None,
+        repinned_epoch=state.epoch,
+        broken_epoch=state.epoch,
+        broken_reason=f"the pinned root {state.pinned_root} was given up; all nodes load anew",
+        broken_by=None,
+    )
 
 
 def _assign(state: ClusterState, command: AssignLayers) -> ClusterState:
@@ -244,6 +263,8 @@ def _validate(state: ClusterState, assignment: Assignment, command: PassValidati
     rejected by name.
     """
     model = state.model
+    if state.repinned_epoch == command.epoch:
+        return state
     if model is None or command.root != (model.manifest_root or state.pinned_root or command.root):
         return state
     for stage in assignment.stages:

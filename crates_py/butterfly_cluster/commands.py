@@ -156,6 +156,15 @@ class ReportBroken:
     kind: Literal["report_broken"] = "report_broken"
 
 
+@dataclass(frozen=True, slots=True)
+class Repin:
+    """A person gives up the root that was pinned: all nodes load anew, and what they find alike
+    is pinned. It may be handed in at any node."""
+
+    root: str
+    kind: Literal["repin"] = "repin"
+
+
 Order = (
     MarkDown
     | RemoveMember
@@ -188,7 +197,7 @@ class Ordered:
 Report = RegisterMember | ReportEngine | ReportDigests | ReportFailure | ReportWarm | ReportBroken
 """What a node says of itself."""
 
-Command = ActAsCoordinator | Ordered | Order | Report
+Command = ActAsCoordinator | Ordered | Order | Report | Repin
 
 _ADAPTER: TypeAdapter[Command] = TypeAdapter(Annotated[Command, Field(discriminator="kind")])
 

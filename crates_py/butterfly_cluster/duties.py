@@ -165,7 +165,9 @@ def _may_rebalance(state: ClusterState, seen: Observations, policy: Policy) -> b
 
 def _judge_digests(state: ClusterState, seen: Observations) -> Duty | None:
     assignment, model = state.assignment, state.model
-    if assignment is None or model is None or state.validated_epoch == state.epoch:
+    if assignment is None or model is None:
+        return None
+    if state.epoch in (state.validated_epoch, state.repinned_epoch):
         return None
     together: dict[str, str] = dict(state.part_digests)
     told_by: dict[str, NodeId] = {}
@@ -212,6 +214,7 @@ def _pass_or_reject(state: ClusterState, root: str) -> Duty | None:
         return Propose(PassValidation(state.epoch, root))
     problem = (
         f"the weights at the source have the Merkle root {root}, and {expected} was agreed; "
-        "restore the model's files, or start a new cluster for another model"
+        "restore the model's files, or start a new cluster for another model; a pinned root is "
+        "given up with butterfly-admin manifest repin"
     )
     return None if state.plan_problem == problem else Propose(ReportPlanProblem(problem))

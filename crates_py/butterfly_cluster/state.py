@@ -101,7 +101,8 @@ class Acting:
 @dataclass(frozen=True, slots=True)
 class ClusterState:
     """Everything committed. ``index`` is the log index it was read at; ``departed`` left for
-    good and may be voters still; ``acting`` is the one coordinator whose orders count."""
+    good and may be voters still; ``acting`` is the one coordinator whose orders count. In
+    ``repinned_epoch`` a pinned root was given up: what is held of it counts no more."""
 
     members: Mapping[NodeId, Member] = field(default_factory=dict)
     departed: tuple[NodeId, ...] = ()
@@ -120,6 +121,7 @@ class ClusterState:
     broken_reason: str | None = None
     broken_by: NodeId | None = None
     broken_in_a_row: int = 0
+    repinned_epoch: int = 0
     acting: Acting | None = None
     index: int = 0
 

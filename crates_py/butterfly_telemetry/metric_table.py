@@ -49,7 +49,21 @@ BYTES_FROM_PEERS = Metric(
     C, "model_bytes_from_peers_total", "Weight bytes that other nodes gave to this node"
 )
 CACHE_BYTES = Metric(G, "model_cache_bytes", "Bytes the weight cache holds on disk")
+CACHE_SCRUBBED = Metric(
+    C, "model_cache_scrubbed_bytes_total", "Bytes of the weight cache read again to find rot"
+)
+CACHE_ROTTEN = Metric(
+    C, "model_cache_rotten_total", "Cached tensors that the scrub found damaged and dropped"
+)
 LOAD_PROGRESS = Metric(G, "model_load_progress_ratio", "Share of this node's bytes loaded, 0 to 1")
+LOAD_BYTES_DONE = Metric(G, "model_load_bytes_done", "Proven bytes of the present load")
+LOAD_BYTES_TOTAL = Metric(G, "model_load_bytes", "Bytes of the present load")
+LOAD_RATE = Metric(
+    G, "model_load_bytes_per_second", "Proven bytes a second, over the last 10 seconds"
+)
+LOAD_ETA = Metric(
+    G, "model_load_eta_seconds", "Until the present load ends at that rate; NaN when unknown"
+)
 VERIFICATION_FAILURES = Metric(
     C, "model_verification_failures_total", "Weight pieces that did not match their digest"
 )

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from butterfly_weights.cache_files import (
     CachedFile,
+    drop,
     drop_half_written,
     entries_in,
     pins_path,
@@ -25,19 +26,26 @@ from butterfly_weights.cache_files import (
     tensor_path,
     write_tensor,
 )
+from butterfly_weights.scrubbing import Scrubber
+from butterfly_weights.tensors import TensorInfo
 
 _QUEUE_MAX = 1 << 20
+_CLOCK_STEP_SECONDS = 0.05
+"""By so much the time that a file system notes may be behind."""
 _KEY = re.compile(r"[0-9a-f]{1,64}")
 
 
 @dataclass(frozen=True, slots=True)
 class CacheStatistics:
-    """Of this process: tensors and bytes written, waiting, and not taken."""
+    """Of this process: tensors and bytes written, waiting, and not taken; bytes read again by
+    the scrub, and entries it dropped as ``rotten``."""
 
     written: int
     written_bytes: int
     waiting: int
     skipped: int
+    scrubbed_bytes: int = 0
+    rotten: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +54,20 @@ class _Offer:
     digest: bytes
     data: memoryview
     pin: str | None
+    info: TensorInfo | None
 
 
 class TensorCache:
-    """One folder. ``bytes_max`` 0 is no limit but the disk's: ``free_bytes_min`` stay free."""
+    """One folder. ``bytes_max`` 0 is no limit but the disk's: ``free_bytes_min`` stay free.
+    ``scrub_bytes_per_second`` 0 is no scrub."""
 
     def __init__(
-        self, directory: Path, bytes_max: int = 0, *, free_bytes_min: int = 1 << 30
+        self,
+        directory: Path,
+        bytes_max: int = 0,
+        *,
+        free_bytes_min: int = 1 << 30,
+        scrub_bytes_per_second: int = 0,
     ) -> None:
         self._directory, self._bytes_max, self._free_min = directory, bytes_max, free_bytes_min
         self._queue: deque[_Offer] = deque()
@@ -60,12 +75,19 @@ class TensorCache:
         self._busy = self._closing = False
         self._written = self._written_bytes = self._skipped = 0
         self._notes: list[str] = []
-        self._opened_at = time.time()
+        self._protected_since = 0.0
+        self.protect_from_now()
         self._lock_file = self._take_lock()
         self._writer = threading.Thread(
             target=self._write_behind, name="butterfly-cache", daemon=True
         )
         self._writer.start()
+        may_scrub = self._lock_file is not None and scrub_bytes_per_second > 0
+        self._scrubber = Scrubber(directory, scrub_bytes_per_second) if may_scrub else None
+
+    def protect_from_now(self) -> None:
+        """Another model is loaded from here on: only what is used now makes no room for others."""
+        self._protected_since = time.time() - _CLOCK_STEP_SECONDS
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -76,7 +98,10 @@ class TensorCache:
     def statistics(self) -> CacheStatistics:
         with self._changed:
             waiting = len(self._queue) + self._busy
-            return CacheStatistics(self._written, self._written_bytes, waiting, self._skipped)
+            scrubbed, rotten = self._scrubber.counts if self._scrubber else (0, 0)
+            return CacheStatistics(
+                self._written, self._written_bytes, waiting, self._skipped, scrubbed, rotten
+            )
 
     def holds(self, digest: bytes, nbytes: int) -> bool:
         """True when there is a file of that name and size; its bytes are still to be proven."""
@@ -101,7 +126,7 @@ class TensorCache:
     def discard(self, digest: bytes) -> None:
         """Remove an entry that turned out wrong."""
         try:
-            tensor_path(self._directory, digest).unlink(missing_ok=True)
+            drop(tensor_path(self._directory, digest))
         except OSError as error:
             self._note(f"a damaged file cannot be removed from the cache: {error}")
 
@@ -109,16 +134,25 @@ class TensorCache:
         """Tensor names and their digests as once computed for this version of a source."""
         return read_pins(pins_path(self._directory, key)) if _KEY.fullmatch(key) else {}
 
-    def offer(self, name: str, digest: bytes, data: memoryview, *, pin: str | None = None) -> None:
+    def offer(
+        self,
+        name: str,
+        digest: bytes,
+        data: memoryview,
+        *,
+        pin: str | None = None,
+        info: TensorInfo | None = None,
+    ) -> None:
         """Have a proven tensor written when there is time. Never blocks, copies nothing.
 
-        ``pin`` also remembers the name's digest for that source version (``pinned``).
+        ``pin`` also remembers the name's digest for that source version (``pinned``). ``info``
+        lets the scrub prove the entry; without it the entry is proven when it is used.
         """
         with self._changed:
             if self._lock_file is None or self._closing or len(self._queue) >= _QUEUE_MAX:
                 self._skipped += 1
                 return
-            self._queue.append(_Offer(name, digest, data, pin))
+            self._queue.append(_Offer(name, digest, data, pin, info))
             self._changed.notify_all()
 
     def flush(self, timeout_seconds: float) -> bool:
@@ -135,6 +169,8 @@ class TensorCache:
             self._skipped += len(self._queue)
             self._queue.clear()
             self._changed.notify_all()
+        if self._scrubber is not None:
+            self._scrubber.stop(timeout_seconds)
         self._writer.join(timeout_seconds)
         self._release_lock()
 
@@ -190,7 +226,7 @@ class TensorCache:
                 with self._changed:
                     self._skipped += 1
                 return
-            write_tensor(self._directory, offer.digest, offer.data)
+            write_tensor(self._directory, offer.digest, offer.data, offer.info)
             with self._changed:
                 self._written += 1
                 self._written_bytes += offer.data.nbytes
@@ -201,7 +237,7 @@ class TensorCache:
                 file.write(f"{offer.digest.hex()} {offer.name}\n")
 
     def _make_room(self, nbytes: int) -> bool:
-        """Remove the entries used longest ago; none that this process has used, or a model
+        """Remove the entries used longest ago; none that the present model has used, or one
         larger than the cache would push itself out while it loads."""
         system = os.statvfs(self._directory)
         if system.f_bavail * system.f_frsize - nbytes < self._free_min:
@@ -211,9 +247,9 @@ class TensorCache:
         entries = sorted(entries_in(self._directory), key=lambda entry: entry.used_at)
         total = sum(entry.nbytes for entry in entries)
         for entry in entries:
-            if total + nbytes <= self._bytes_max or entry.used_at >= self._opened_at:
+            if total + nbytes <= self._bytes_max or entry.used_at >= self._protected_since:
                 break
-            entry.path.unlink(missing_ok=True)
+            drop(entry.path)
             total -= entry.nbytes
         return total + nbytes <= self._bytes_max
 

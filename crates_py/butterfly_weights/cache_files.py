@@ -1,5 +1,11 @@
-"""The files of the tensor cache: ``tensors/ab/abcd…`` and ``revisions/KEY``."""
+"""The files of the tensor cache: ``tensors/ab/abcd…`` and ``revisions/KEY``.
 
+Beside a tensor lies ``abcd….info``, its name, type and shape: with them its digest can be computed
+from its bytes alone. It is no more believed than the tensor.
+"""
+
+import json
+import math
 import os
 import re
 import secrets
@@ -8,8 +14,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from butterfly_core.errors import ModelError
+from butterfly_weights.safetensors_header import parse_json_object
+from butterfly_weights.tensors import TensorInfo
+
 _STEP_BYTES = 4 << 20
 _PINS_BYTES_MAX = 256 << 20
+_INFO_BYTES_MAX = 64 << 10
 _NAME = re.compile(r"[0-9a-f]{64}(\.[0-9a-f]{8}\.part)?")
 _PIN = re.compile(r"([0-9a-f]{64}) (.{1,1024})")
 
@@ -51,10 +62,20 @@ class CachedFile:
             os.close(self._descriptor)
 
 
-def write_tensor(directory: Path, digest: bytes, data: memoryview) -> None:
+def info_path(path: Path) -> Path:
+    """Where it is said what the tensor at this path is."""
+    return path.with_name(f"{path.name}.info")
+
+
+def write_tensor(
+    directory: Path, digest: bytes, data: memoryview, info: TensorInfo | None = None
+) -> None:
     """Whole or not at all, also when the machine loses power. Raises OSError."""
     path = tensor_path(directory, digest)
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if info is not None:
+        text = json.dumps({"name": info.name, "dtype": info.dtype, "shape": info.shape})
+        info_path(path).write_text(text, encoding="utf-8")
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
         with part.open("xb", buffering=0) as file:
@@ -65,7 +86,28 @@ def write_tensor(directory: Path, digest: bytes, data: memoryview) -> None:
     except BaseException:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+            info_path(path).unlink(missing_ok=True)
         raise
+
+
+def read_info(path: Path, nbytes: int) -> TensorInfo | None:
+    """What the tensor at this path is said to be; None when nothing sensible is said."""
+    try:
+        with info_path(path).open("rb") as file:
+            raw = parse_json_object(file.read(_INFO_BYTES_MAX), path.name)
+        name, dtype, shape = raw["name"], raw["dtype"], tuple(raw["shape"])
+    except (OSError, ModelError, KeyError, TypeError):
+        return None
+    sizes_fit = all(type(size) is int and 0 <= size < 1 << 62 for size in shape)
+    if not (isinstance(name, str) and isinstance(dtype, str) and sizes_fit):
+        return None
+    return TensorInfo(name, dtype, shape, nbytes, "", 0)
+
+
+def drop(path: Path) -> None:
+    """Remove a tensor and what is said of it. Raises OSError."""
+    path.unlink(missing_ok=True)
+    info_path(path).unlink(missing_ok=True)
 
 
 def _write_all(descriptor: int, view: memoryview) -> None:
@@ -97,6 +139,10 @@ def drop_half_written(directory: Path) -> None:
         if _NAME.fullmatch(path.name):
             with suppress(OSError):
                 path.unlink()
+    for path in (directory / "tensors").glob("??/*.info"):
+        if not path.with_suffix("").exists():
+            with suppress(OSError):
+                path.unlink()
 
 
 def read_pins(path: Path) -> Mapping[str, bytes]:
@@ -111,15 +157,29 @@ def read_pins(path: Path) -> Mapping[str, bytes]:
     return {match[2]: bytes.fromhex(match[1]) for match in found if match}
 
 
-def clear(directory: Path) -> int:
-    """Remove all entries of a cache, also one in use; returns the bytes freed.
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What went from a cache, or would go."""
+
+    entries: int
+    nbytes: int
+
+
+def sweep(directory: Path, *, used_before: float = math.inf, dry_run: bool = False) -> Swept:
+    """Remove the entries last used before that moment (seconds since 1970), also of a cache in use.
 
     A process that has the cache open goes on: what it misses it fetches again. Raises OSError.
     """
-    freed = 0
-    for path in (directory / "revisions").glob("*"):
-        path.unlink(missing_ok=True)
-    for entry in list(entries_in(directory)):
-        entry.path.unlink(missing_ok=True)
-        freed += entry.nbytes
-    return freed
+    entries = [entry for entry in entries_in(directory) if entry.used_at < used_before]
+    if not dry_run:
+        for entry in entries:
+            drop(entry.path)
+        if used_before == math.inf:
+            for path in (directory / "revisions").glob("*"):
+                path.unlink(missing_ok=True)
+    return Swept(len(entries), sum(entry.nbytes for entry in entries))
+
+
+def clear(directory: Path) -> int:
+    """Remove everything; returns the bytes freed. Raises OSError."""
+    return sweep(directory).nbytes

@@ -65,6 +65,8 @@ class LoadResult:
     healed: tuple[str, ...] = ()
     events: tuple[str, ...] = ()
     bytes_from_peers: int = 0
+    bytes_loaded: int = 0
+    """Of all tensors together, wherever they came from."""
 
 
 class Loader:
@@ -179,6 +181,7 @@ class _Load:
             healed=self._ledger.healed,
             events=(*self._events, *self._exchange.events),
             bytes_from_peers=now.bytes_from_peers,
+            bytes_loaded=now.bytes_total,
         )
 
     def _read_cache(self) -> None:
@@ -217,7 +220,8 @@ class _Load:
         if self._cache is None or number in self._came_from_cache or not entry.info.nbytes:
             return
         pin = None if self._checkpoint.manifest else self._checkpoint.cache_key
-        self._cache.offer(entry.info.name, entry.digest, self._blocks[number], pin=pin)
+        info = entry.info
+        self._cache.offer(info.name, entry.digest, self._blocks[number], pin=pin, info=info)
 
     def _fetch(self, missing: Sequence[int]) -> Mapping[str, SourceChanged]:
         """Read tensors from the source. Returns the shards that were replaced meanwhile."""

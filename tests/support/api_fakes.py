@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from butterfly.api.views import Check
-from butterfly_core.errors import ButterflyError, NotServing
+from butterfly.api.views import Check, Cleared
+from butterfly_core.errors import ButterflyError, NotServing, RequestError
 from butterfly_core.generation import FinishReason, GenerationRequest, TokensEmitted
 
 EOS = 0
@@ -132,6 +132,8 @@ class FakeNode:
     checks: list[Check] = field(default_factory=lambda: [Check("serving", True, "OPERATIONAL")])
     cache_bytes: int = 12_345
     behind: str = ""
+    pinned_root: str = ""
+    cleared: list[tuple[float, bool]] = field(default_factory=list)
 
     def status(self) -> Mapping[str, Any]:
         return {"state": "OPERATIONAL", "phase": "serving", "progress_percent": 100.0}
@@ -143,6 +145,14 @@ class FakeNode:
     def readiness(self) -> Sequence[Check]:
         return self.checks
 
-    async def clear_cache(self) -> int:
-        freed, self.cache_bytes = self.cache_bytes, 0
+    async def clear_cache(self, *, older_than_seconds: float, dry_run: bool) -> Cleared:
+        self.cleared.append((older_than_seconds, dry_run))
+        freed = Cleared(2, self.cache_bytes)
+        if not dry_run:
+            self.cache_bytes = 0
         return freed
+
+    async def repin(self, root: str) -> None:
+        if root != self.pinned_root:
+            raise RequestError(f"this cluster has pinned nothing, not {root}")
+        self.pinned_root = ""

@@ -101,9 +101,14 @@ class Handler(BaseHTTPRequestHandler):
         self._json(answer)
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if self.path == "/admin/clear-cache":
-            self._json({"freed_bytes": 4096})
+            asked = json.loads(body)
+            count = 1 if asked["older_than_seconds"] else 2
+            self._json({"freed_bytes": 2048 * count, "entries": count, "dry_run": asked["dry_run"]})
+            return
+        if self.path == "/admin/repin":
+            self._json({"given_up": json.loads(body)["root"]})
             return
         if os.environ.get("STUB_REFUSES"):
             self._json({"error": {"message": "not today"}}, status=503)

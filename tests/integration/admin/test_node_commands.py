@@ -2,7 +2,9 @@
 
 import fcntl
 import json
+import os
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,9 @@ from tests.support.checkpoints import write_checkpoint
 Start = Callable[[str], StubNode]
 
 
-def cached(data_dir: Path) -> Path:
-    """A cache that holds one tensor of 1000 bytes."""
-    tensor = data_dir / "cache" / "tensors" / "ab" / ("ab" * 32)
+def cached(data_dir: Path, digit: str = "a") -> Path:
+    """A cache that holds one (more) tensor of 1000 bytes."""
+    tensor = data_dir / "cache" / "tensors" / f"{digit}b" / (f"{digit}b" * 32)
     tensor.parent.mkdir(parents=True)
     tensor.write_bytes(bytes(1000))
     return tensor
@@ -83,7 +85,7 @@ def test_a_cache_in_use_is_left_to_its_node(
     assert main(["clear-cache", "--data-dir", str(node.data_dir), "--yes"]) == 1
     assert "a running node uses" in capsys.readouterr().err
     assert main(["clear-cache", "--config", str(node.config), "--yes"]) == 0
-    assert f"the node at {node.url} freed 4.00 KiB" in capsys.readouterr().out
+    assert f"the node at {node.url} freed 4.00 KiB (4096 bytes, 2" in capsys.readouterr().out
     assert tensor.exists(), "only the node itself deletes"
 
 
@@ -97,6 +99,71 @@ def test_a_node_is_found_by_the_beginning_of_its_id(
     assert f"{node.url} freed" in capsys.readouterr().out
     assert main([*words, "f"]) == 2
     assert "the members are 00000000" in capsys.readouterr().err
+
+
+def test_a_node_is_found_by_its_address_or_host(
+    start_stub: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = start_stub("a")
+
+    for name in (node.url.removeprefix("http://"), "127.0.0.1"):
+        assert main(["clear-cache", "--url", node.url, "--yes", "--node", name]) == 0
+        assert f"{node.url} freed" in capsys.readouterr().out
+
+
+def test_age_and_dry_run_are_handed_to_the_node(
+    start_stub: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = start_stub("a")
+
+    assert main(["clear-cache", "--url", node.url, "--older-than", "7d", "--dry-run"]) == 0
+    assert f"{node.url} would free 2.00 KiB (2048 bytes, 1 tensors)" in capsys.readouterr().out
+
+
+def test_only_what_was_not_used_for_long_goes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = cached(tmp_path, "a"), cached(tmp_path, "b")
+    long_ago = time.time() - 8 * 86400
+    os.utime(old, (long_ago, long_ago))
+    words = ["clear-cache", "--data-dir", str(tmp_path), "--older-than", "7d"]
+
+    assert main([*words, "--dry-run"]) == 0
+    told = capsys.readouterr().out
+    assert "would be freed of 1000 B (1000 bytes, 1 tensors) of weights not used for 7 d" in told
+    assert old.exists()
+    assert main([*words, "--yes"]) == 0
+    assert (old.exists(), new.exists()) == (False, True)
+    assert main([*words, "--yes"]) == 0
+    assert "holds no weights not used for 7 d" in capsys.readouterr().out
+    assert main(["clear-cache", "--data-dir", str(tmp_path), "--older-than", "soon"]) == 2
+
+
+def test_what_a_running_node_holds_is_counted_here_by_a_dry_run(
+    start_stub: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = start_stub("a")
+    tensor = cached(node.data_dir)
+
+    assert main(["clear-cache", "--data-dir", str(node.data_dir), "--dry-run"]) == 0
+    assert "1000 B" in capsys.readouterr().out
+    assert tensor.exists()
+
+
+def test_a_pinned_root_is_given_up_by_name_and_with_a_yes(
+    start_stub: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node = start_stub("a")
+    words = ["manifest", "repin", "--url", node.url]
+    assert main([*words, "--yes"]) == 1
+    assert "has pinned nothing" in capsys.readouterr().err
+
+    truth = NodeHttp.status
+    monkeypatch.setattr(NodeHttp, "status", lambda n: {**truth(n), "pinned_root": "ab" * 32})
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False)
+    assert main(words) == 2
+    assert main([*words, "--yes"]) == 0
+    assert f"{'ab' * 32} is given up" in capsys.readouterr().out
 
 
 def test_an_address_that_leads_to_another_node_is_not_cleared(

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import aiohttp
 import pytest
@@ -68,7 +69,56 @@ async def test_the_cache_is_cleared_by_post_only(start: Start, http: aiohttp.Cli
         assert response.headers["Allow"] == "POST"
 
     status, body, _ = await post(http, f"{url}/admin/clear-cache")
-    assert (status, body) == (200, {"freed_bytes": 12_345})
+    assert status == 200
+    assert body == {"entries": 2, "freed_bytes": 12_345, "dry_run": False}
+
+
+async def test_age_and_dry_run_reach_the_cache(
+    start: Start, http: aiohttp.ClientSession, node: FakeNode
+) -> None:
+    url = f"{await start()}/admin/clear-cache"
+    status, body, _ = await post(http, url, json={"older_than_seconds": 60, "dry_run": True})
+
+    assert (status, body["dry_run"]) == (200, True)
+    assert (node.cleared, node.cache_bytes) == ([(60.0, True)], 12_345)
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({"older_than_seconds": -1}, "0 or more"),
+        ({"older_than_seconds": "7d"}, "must be int or float"),
+        ({"older_than_seconds": True}, "must be int or float"),
+        ({"dry_run": 1}, "must be bool"),
+        ({"older": 1}, "known are older_than_seconds, dry_run"),
+        ([], "must be a JSON object"),
+    ],
+)
+async def test_an_order_to_the_cache_that_makes_no_sense_deletes_nothing(
+    start: Start, http: aiohttp.ClientSession, node: FakeNode, body: Any, told: str
+) -> None:
+    url = await start()
+    status, answer, _ = await post(http, f"{url}/admin/clear-cache", json=body)
+
+    assert status == 400
+    assert told in answer["error"]["message"]
+    assert node.cleared == []
+
+
+async def test_a_pinned_root_is_given_up_by_its_name_and_with_a_key(
+    start: Start, http: aiohttp.ClientSession, node: FakeNode
+) -> None:
+    url = f"{await start(api_keys=frozenset({KEY}))}/admin/repin"
+    key = {"Authorization": f"Bearer {KEY}"}
+    node.pinned_root = "r1"
+
+    assert (await post(http, url, json={"root": "r1"}))[0] == 401
+    assert (await post(http, url, json={}, headers=key))[0] == 400
+    assert (await post(http, url, json={"root": "r2"}, headers=key))[0] == 400
+    assert node.pinned_root == "r1"
+    status, body, _ = await post(http, url, json={"root": "r1"}, headers=key)
+    assert (status, body) == (200, {"given_up": "r1"})
+    assert node.pinned_root == ""
 
 
 async def test_a_page_of_another_site_cannot_clear_the_cache(

@@ -86,7 +86,7 @@ class SimModels:
     def turn_to(self, _revision: str) -> bool:
         return False
 
-    async def read_until_known(self) -> None:
+    async def read_until_known(self, repinned_epoch: int = 0) -> None:
         return
 
     async def refresh(self) -> bool:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from butterfly.admin.units import bytes_text, duration_text, parse_bytes
+from butterfly.admin.units import bytes_text, duration_text, parse_bytes, parse_duration
 from butterfly_core.errors import InvalidValue
 
 
@@ -20,6 +20,20 @@ def test_amounts_are_read_as_people_write_them(text: str, count: int) -> None:
 def test_what_is_no_amount_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(InvalidValue, match="24GiB"):
         parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("30min", 1800), ("1.5 h", 5400), ("7d", 604800), ("2 w", 1209600), ("0s", 0)],
+)
+def test_lengths_of_time_are_read_as_people_write_them(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "7", "d", "-1d", "7 years", "nan"])
+def test_what_is_no_length_of_time_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(InvalidValue, match="12h"):
+        parse_duration(text)
 
 
 @given(st.integers(min_value=0, max_value=2**49))

@@ -16,6 +16,7 @@ from butterfly_cluster.commands import (
     RegisterMember,
     RejectDigests,
     RemoveMember,
+    Repin,
     ReportBroken,
     ReportDigests,
     ReportEngine,
@@ -155,6 +156,42 @@ def test_a_root_once_agreed_is_pinned_and_another_one_is_refused() -> None:
     assert state.part_digests["layers.2"] == digest_of("layers.2")
     assert committed([*reports, PassValidation(2, "other")], state).validated_epoch == 1
     assert committed([*reports, PassValidation(2, "root")], state).validated_epoch == 2
+
+
+def test_a_pinned_root_that_was_given_up_is_replaced_by_what_the_next_epoch_loads() -> None:
+    state = committed([Repin("root")], active(2))
+
+    assert (state.pinned_root, state.validated_root, state.part_digests) == (None, None, {})
+    assert not state.is_intact
+    assert state.broken_reason == "the pinned root root was given up; all nodes load anew"
+    changed = committed([DescribeModel(spec("r2"), {}), assigned(2, [1, 2], model="r2")], state)
+    reports = [digests(changed, number, "new") for number in (1, 2)]
+    again = committed([*reports, PassValidation(2, "other"), ReportWarm(2, node(1))], changed)
+    assert (again.pinned_root, again.is_active) == ("other", True)
+    assert again.part_digests["layers.0"] == "d-layers.0new"
+
+
+def test_what_is_held_of_a_root_that_was_given_up_is_not_pinned_again() -> None:
+    state = committed([Repin("root")], active(2))
+
+    assert committed([PassValidation(1, "root")], state).pinned_root is None
+    assert committed([digests(state, 1), PassValidation(1, "root")], state).pinned_root is None
+
+
+def test_only_the_root_that_is_pinned_can_be_given_up_and_only_once() -> None:
+    state = active(2)
+    given_up = committed([Repin("root")], state)
+
+    assert committed([Repin("other")], state) == replace(state, index=state.index + 1)
+    assert committed([Repin("root")], given_up) == replace(given_up, index=given_up.index + 1)
+    fresh = committed([Repin("root")], loading(2))
+    assert fresh == replace(loading(2), index=fresh.index)
+
+
+def test_a_person_gives_a_root_up_whoever_coordinates() -> None:
+    led = committed([ActAsCoordinator(Acting(3, node(2)))], active(2))
+
+    assert committed([Repin("root")], led).pinned_root is None
 
 
 def test_the_manifest_decides_about_the_root() -> None:

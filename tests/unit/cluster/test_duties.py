@@ -9,6 +9,7 @@ from butterfly_cluster.commands import (
     PassValidation,
     RejectDigests,
     RemoveMember,
+    Repin,
     ReportBroken,
     ReportDigests,
     ReportEngine,
@@ -205,6 +206,15 @@ def test_a_root_that_is_not_the_pinned_one_is_told_once() -> None:
     assert isinstance(found.command, ReportPlanProblem)
     assert "agreed" in str(found.command.message)
     assert duty(committed([found.command], state), policy) is None
+
+
+def test_a_root_that_was_given_up_makes_a_new_plan_of_the_model_as_it_is_now() -> None:
+    state = committed([Repin("root")], active(2))
+    changed = DescribeModel(spec("r2"), {})
+
+    assert planned(duty(state, described=MODEL)) == [node(1), node(2)]
+    assert duty(state, described=changed) == Propose(changed)
+    assert duty(state, described=MODEL, may_plan=False, root_of=root_of) is None
 
 
 def test_two_nodes_that_differ_load_again_in_turn_while_nothing_says_who_is_right() -> None:

@@ -51,3 +51,16 @@ def test_an_unknown_key_is_refused_beside_the_key_it_resembles(file: Path) -> No
 
     with pytest.raises(ConfigError, match="did you mean bind_address"):
         load_config(file, environ={}, flags={})
+
+
+def test_trusted_keys_are_found_beside_the_file_that_names_them(tmp_path: Path) -> None:
+    (tmp_path / "publisher.pub").write_text("a key")
+    file = tmp_path / "node.toml"
+    file.write_text(MINIMAL.replace("[model]", '[model]\ntrusted_keys = ["publisher.pub"]', 1))
+
+    config = load_config(file, environ={}, flags={})
+
+    assert config.model.trusted_keys == (tmp_path / "publisher.pub",)
+    elsewhere = {"BUTTERFLY_MODEL_TRUSTED_KEYS": f"{tmp_path}/publisher.pub, {file}"}
+    loaded = load_config(file, environ=elsewhere, flags={})
+    assert loaded.model.trusted_keys == (tmp_path / "publisher.pub", file)

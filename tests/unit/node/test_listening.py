@@ -45,3 +45,25 @@ def test_a_death_is_a_problem_with_the_logs_last_lines_until_the_next_hello() ->
 
     assert local.problems == {}
     assert local.facts.engine == "run 2"
+
+
+def test_rot_that_the_scrub_finds_is_an_event_and_is_counted_over_engines() -> None:
+    local = Local(Facts(registered(1)))
+    unused: Any = None
+    ears = EngineEars(
+        node(1),
+        local,
+        effects=unused,
+        desk=Desk(),  # type: ignore[arg-type] # a fake
+        post=list[Event]().append,
+        capacity_share=1.0,
+    )
+    for rotten, scrubbed in ((0, 100), (2, 300), (2, 400)):
+        ears.hear(Statistics({"cache_rotten": rotten, "cache_scrubbed_bytes": scrubbed}))
+    ears.mourn(Death("exit code 1", ""))
+    ears.hear(Statistics({"cache_rotten": 1, "cache_scrubbed_bytes": 50}))
+
+    assert (local.cache_rotten_total, local.cache_scrubbed_bytes_total) == (3, 450)
+    first, second = local.events
+    assert "2 cached tensors were damaged on the disk; they were dropped" in first
+    assert "1 cached tensors" in second

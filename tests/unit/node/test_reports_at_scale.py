@@ -53,7 +53,8 @@ class Cluster:
         for local, reports in zip(self.locals, self.members, strict=True):
             if self.loading:
                 local.node = Node(NodeState.LOADING, epoch=1)
-                local.progress = Progressed(1, Phase.LOADING_WEIGHTS.value, step, 1000, step, 0)
+                phase = Phase.LOADING_WEIGHTS.value
+                local.take_progress(Progressed(1, phase, step, 1000, step, 0))
             await reports.report_once()
 
     async def bytes_per_second(self, rounds: int) -> float:

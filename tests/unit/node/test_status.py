@@ -1,6 +1,8 @@
 import json
 from dataclasses import replace
 
+import pytest
+
 from butterfly.channel import Progressed
 from butterfly.node.local import Local, Problem
 from butterfly.node.status import (
@@ -15,6 +17,7 @@ from butterfly_cluster.lifecycle import Node, NodeState, Phase
 from butterfly_cluster.node_duties import Facts
 from butterfly_cluster.state import ClusterState
 from butterfly_core.ids import ClusterId
+from butterfly_weights.signed import Signed
 from tests.support.clusters import active, committed, joined, loading, node, registered
 
 AROUND = Surroundings(
@@ -81,18 +84,68 @@ def test_errors_name_node_file_and_tensor_wherever_they_happened() -> None:
     assert (shown["node_id"], shown["file"], shown["tensor"]) == (node(2), "a.safetensors", "w")
 
 
-def test_progress_and_eta_follow_the_load() -> None:
+def test_progress_and_eta_follow_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = [0.0]
+    monkeypatch.setattr("butterfly.node.local.time.monotonic", lambda: moments[-1])
     mine = local(NodeState.LOADING)
     assert (mine.progress_percent, mine.eta_seconds) == (0.0, None)
 
     mine.enter(Phase.LOADING_WEIGHTS)
-    mine.progress = Progressed(1, "loading_weights", 45, 100, 45, 0)
+    for second in range(3):
+        moments.append(float(second))
+        mine.take_progress(Progressed(1, "loading_weights", 15 * (second + 1), 100, 45, 0))
 
     assert mine.progress_percent == 45.0
-    assert mine.eta_seconds is not None
+    assert (mine.load.bytes_per_second, mine.eta_seconds) == (15.0, 3.7)
+    view = status_view(loading(2), mine, AROUND)
+    assert view["load"] == {
+        "phase": "loading_weights",
+        "bytes_done": 45,
+        "bytes_total": 100,
+        "bytes_per_second": 15,
+        "bytes_from_source": 45,
+        "bytes_from_cache": 0,
+    }
     assert mine.bytes_from_source == 45
     ready = local(NodeState.READY)
     assert (ready.progress_percent, ready.eta_seconds) == (100.0, 0.0)
+
+
+def test_a_load_that_is_tried_again_begins_anew() -> None:
+    mine = local(NodeState.LOADING)
+    mine.take_progress(Progressed(1, "loading_weights", 100, 100, 100, 0))
+    assert mine.progress_percent == 100.0
+
+    mine.take_progress(None)
+    assert (mine.progress_percent, mine.eta_seconds) == (0.0, None)
+    mine.take_progress(Progressed(1, "loading_weights", 9_999, 10_000, 0, 0))
+    assert mine.progress_percent == 99.9
+
+
+@pytest.mark.parametrize(
+    ("root", "signed", "told"),
+    [
+        (None, None, "pinned, not verified against a publisher"),
+        (None, Signed("m", "k"), "pinned, not verified against a publisher"),
+        ("m", None, "verified against the manifest"),
+        ("m", Signed("m", "k"), "verified against the manifest, signed by k"),
+        ("m", Signed("other", "k"), "verified against the manifest"),
+        ("m", Signed("m", None), "verified against the manifest; signed, but no trusted_keys"),
+    ],
+)
+def test_the_status_says_against_what_the_weights_were_proven(
+    root: str | None, signed: Signed | None, told: str
+) -> None:
+    state = active(2)
+    assert state.model is not None
+    mine = local()
+    mine.signed = signed
+    view = status_view(replace(state, model=replace(state.model, manifest_root=root)), mine, AROUND)
+
+    assert str(view["trust"]).startswith(told)
+    assert view["pinned_root"] == state.pinned_root
+    unproven = status_view(loading(2), mine, AROUND)
+    assert (unproven["trust"], unproven["pinned_root"]) == (None, None)
 
 
 def test_the_first_check_that_fails_says_what_blocks() -> None:
