@@ -99,10 +99,12 @@ def load_trusted_keys(paths: Iterable[Path]) -> TrustedKeys:
 
 def _key_of_pem(pem: bytes, path: Path) -> ec.EllipticCurvePublicKey:
     try:
-        if b"BEGIN CERTIFICATE" in pem:
-            key = x509.load_pem_x509_certificate(pem).public_key()
-        else:
-            key = load_pem_public_key(pem)
+        is_certificate = b"BEGIN CERTIFICATE" in pem
+        key = (
+            x509.load_pem_x509_certificate(pem).public_key()
+            if is_certificate
+            else load_pem_public_key(pem)
+        )
     except (ValueError, UnsupportedAlgorithm) as error:
         raise ConfigError(f"trusted key {path} is damaged: {error}") from None
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name not in _HASHES:

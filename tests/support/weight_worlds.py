@@ -119,7 +119,7 @@ def greedy_answer(node: LocalNode) -> str:
 
 def cached_files(node: LocalNode) -> list[Path]:
     """The tensors in a node's cache, each a file of its bytes."""
-    return [path for path in node.data_dir.glob("cache/tensors/??/*") if path.suffix != ".part"]
+    return [path for path in node.data_dir.glob("cache/tensors/??/*") if not path.suffix]
 
 
 def wait_until_cached(cluster: LocalCluster, node: LocalNode, nbytes: int) -> None:

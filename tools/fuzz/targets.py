@@ -33,13 +33,14 @@ from butterfly_cluster.founding_messages import (
 from butterfly_cluster.journal_format import DamagedLog, Entry
 from butterfly_cluster.membership import parse_voter_change
 from butterfly_cluster.raft_codec import decode_message, encode_message, is_command
-from butterfly_core.errors import InvalidValue, ProtocolViolation
+from butterfly_core.errors import InvalidValue, ModelError, ProtocolViolation
 from butterfly_weights.peer_choice import Holding
 from butterfly_weights.peers import LEAVES_WANTED_MAX, TENSORS_ASKED_MAX, Answer, WantedLeaf
 from butterfly_wire.frames import FrameDecoder, FrameKind, encode_frame, unpack_map
 from butterfly_wire.protocol import body_of, error_from_map, parse_hello, text_of
 from butterfly_wire.sealing import make_seal
 from butterfly_wire.tickets import MODES, DataTicket, new_ticket
+from tools.fuzz import trust
 from tools.fuzz.target import Target
 from tools.fuzz.weights_targets import WEIGHTS_TARGETS
 
@@ -274,4 +275,6 @@ TARGETS: Final[Mapping[str, Target]] = {
     ),
     "snapshot": Target(_snapshot, (), (_pack(_SNAPSHOT),)),
     **WEIGHTS_TARGETS,
+    "proof": Target(trust.read_proof, (ModelError,), trust.PROOFS),
+    "signature": Target(trust.read_signature, (), trust.SIGNATURES),
 }

@@ -156,7 +156,7 @@ def flip_signature(bundle: dict[str, Any]) -> None:
     envelope["sig"] = base64.b64encode(raw).decode()
 
 
-DAMAGES: dict[str, Callable[[Path], None]] = {
+DAMAGES: dict[str, Callable[[Path], object]] = {
     "manifest changed": append(MANIFEST_NAME),
     "signature flipped": edit_bundle(flip_signature),
     "payload reformatted": edit_payload(lambda statement: None),
@@ -170,8 +170,8 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
         lambda b: b["verificationMaterial"]["publicKey"].update(hint="0" * 64)
     ),
     "another media type": edit_bundle(lambda b: b.update(mediaType="text/plain")),
-    "not JSON": lambda model: (model / SIGNATURE_NAME).write_text("{") and None,
-    "empty": lambda model: (model / SIGNATURE_NAME).write_text("") and None,
+    "not JSON": lambda model: (model / SIGNATURE_NAME).write_text("{"),
+    "empty": lambda model: (model / SIGNATURE_NAME).write_text(""),
 }
 
 

@@ -112,3 +112,30 @@ def test_no_answer_is_so_odd_that_it_cannot_be_shown(status: dict[str, Any]) -> 
     assert rendered(members_table(status))
     assert summary_lines(status)
     assert isinstance(error_lines(status), list)
+
+
+def test_a_load_shows_a_bar_its_pace_and_its_end() -> None:
+    pace = {"bytes_per_second": 1 << 20, "eta_seconds": 68.0}
+    member = {**MEMBER, **pace, "progress_percent": 99.96, "bytes_from_cache": 256}
+    shown = rendered(picture({**STATUS, "members": [member], "load": pace}))
+
+    for expected in (
+        "█████████░ 99 %",
+        "512 B of 1.00 KiB (256 B cached), 1.00 MiB/s, 1 min 08 s left",
+        "progress 45 %, 1.00 MiB/s, about 1 min 08 s left",
+    ):
+        assert expected in shown
+
+
+@pytest.mark.parametrize("odd", [None, "x", float("nan"), float("inf"), -5, 250, True])
+def test_odd_numbers_of_a_load_are_shown_somehow(odd: object) -> None:
+    member = {**MEMBER, "progress_percent": odd, "bytes_per_second": odd, "eta_seconds": odd}
+    rendered(picture({**STATUS, "members": [member], "load": {"bytes_per_second": odd}}))
+
+
+def test_what_the_weights_were_proven_against_is_shown_with_a_short_key() -> None:
+    trust = f"verified against the manifest, signed by {'c' * 64}"
+    shown = rendered(picture({**STATUS, "merkle_root": "d" * 64, "trust": trust}))
+
+    told = f"root {'d' * 16} (verified against the manifest, signed by {'c' * 16})"
+    assert told in " ".join(shown.split())

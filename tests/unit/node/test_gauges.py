@@ -1,14 +1,17 @@
 import asyncio
+import math
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from butterfly.channel import Progressed
 from butterfly.node import gauges
 from butterfly.node.gauges import Gauges, Meters
 from butterfly.node.local import Local
 from butterfly.node.replica import Replica
+from butterfly_cluster.lifecycle import Node, NodeState
 from butterfly_cluster.node_duties import Facts
 from butterfly_telemetry.metric_table import CACHE_BYTES, CLUSTER_SIZE, OPERATIONAL_NODES
 from butterfly_telemetry.metrics import Metrics
@@ -33,7 +36,8 @@ class World:
     """Gauges over a cluster of two and a cache."""
 
     def __init__(self, cache: Path | None) -> None:
-        self.metrics, local = Metrics(), Local(Facts(registered(1)))
+        self.metrics, self.local = Metrics(), Local(Facts(registered(1)))
+        local = self.local
         replica = Replica(local.changed)
         replica.restore_state(active(2))
         self.log: dict[str, int | float] = {}
@@ -124,3 +128,28 @@ def test_what_was_refused_and_dropped_between_nodes_is_shown() -> None:
     assert world.shown("raft_channel_events_total", event="violations") == 6
     assert world.shown("log_apply_failures_total") == 7
     assert world.shown("journal_failed") == 1
+
+
+def test_a_load_under_way_is_measured_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, moments = World(None), [0.0]
+    monkeypatch.setattr("butterfly.node.local.time.monotonic", lambda: moments[-1])
+    assert world.shown("model_load_bytes") == 0
+    assert math.isnan(world.shown("model_load_eta_seconds") or 0.0)
+    world.local.node = Node(NodeState.LOADING, 1)
+    for second in range(5):
+        moments.append(float(second))
+        world.local.take_progress(Progressed(1, "loading_weights", 10 * second, 100, 0, 0))
+
+    assert world.shown("model_load_bytes_done") == 40
+    assert world.shown("model_load_bytes") == 100
+    assert world.shown("model_load_bytes_per_second") == 10
+    assert world.shown("model_load_eta_seconds") == 6
+    assert world.shown("model_load_progress_ratio") == 0.4
+
+
+def test_what_the_scrub_did_is_counted() -> None:
+    world = World(None)
+    world.local.cache_scrubbed_bytes_total, world.local.cache_rotten_total = 500, 2
+
+    assert world.shown("model_cache_scrubbed_bytes_total") == 500
+    assert world.shown("model_cache_rotten_total") == 2
