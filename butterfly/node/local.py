@@ -131,7 +131,8 @@ class Local:
         now = self._estimator.now(time.monotonic())
         if self.node.state in (NodeState.READY, NodeState.OPERATIONAL):
             return replace(now, percent=100.0, bytes_per_second=None, eta_seconds=0.0)
-        return now if self.node.state is NodeState.LOADING else NOTHING
+        begun = self.progress is not None and self.progress.epoch == self.node.epoch
+        return now if begun and self.node.state is NodeState.LOADING else NOTHING
 
     @property
     def progress_percent(self) -> float:

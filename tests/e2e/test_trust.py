@@ -1,7 +1,5 @@
 """What a cluster believes of weights: pinned ones, signed ones, and none that are neither."""
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +39,8 @@ def test_changed_weights_are_refused_until_a_person_gives_the_pinned_root_up(
 
         flip_a_bit_of_the_embedding(folder)
         for node in cluster.nodes:
-            os.kill(node.engine_pid(), signal.SIGKILL)
+            node.kill()  # so that they look at the source anew
+            node.start()
         cluster.wait(lambda: "digests_rejected" in errors(cluster), "a refusal of the new weights")
         assert cluster.nodes[0].status()["pinned_root"] == before["pinned_root"]
 

@@ -50,7 +50,7 @@ async def test_a_model_is_known_only_once_its_required_signature_is_there(model:
     reading, local = reader(model, require_signature=True)
 
     assert not await reading.refresh()
-    assert reading.checkpoint is reading.described is reading.text is None
+    assert (reading.checkpoint, reading.described, reading.text) == (None, None, None)
     assert "require_signature is set" in local.problems[PROBLEM_CODE].message
     sign(model)
     assert await reading.refresh()

@@ -120,6 +120,8 @@ def test_a_load_that_is_tried_again_begins_anew() -> None:
     assert (mine.progress_percent, mine.eta_seconds) == (0.0, None)
     mine.take_progress(Progressed(1, "loading_weights", 9_999, 10_000, 0, 0))
     assert mine.progress_percent == 99.9
+    mine.node = Node(NodeState.LOADING, 2)
+    assert mine.progress_percent == 0.0
 
 
 @pytest.mark.parametrize(
