@@ -46,8 +46,7 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Where the bytes are; credentials come from the environment, as boto3 and the hub's client
-    find them."""
+    """Where the bytes are; credentials come from the environment, as boto3 and hubs find them."""
 
     source_type: str
     source_path: str

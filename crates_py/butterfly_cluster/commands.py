@@ -21,7 +21,7 @@ from butterfly_core.model import ModelSpec
 COMMAND_BYTES_MAX = 1 << 20
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-"""SHA-256 in hexadecimal; looked at when a command is read, by every node alike."""
+"""BLAKE3-256 in hexadecimal; looked at when a command is read, by every node alike."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,7 +168,7 @@ def test_a_pinned_root_that_was_given_up_is_replaced_by_what_the_next_epoch_load
     reports = [digests(changed, number, "new") for number in (1, 2)]
     again = committed([*reports, PassValidation(2, "other"), ReportWarm(2, node(1))], changed)
     assert (again.pinned_root, again.is_active) == ("other", True)
-    assert again.part_digests["layers.0"] == "d-layers.0new"
+    assert again.part_digests["layers.0"] == digest_of("layers.0new")
 
 
 def test_what_is_held_of_a_root_that_was_given_up_is_not_pinned_again() -> None:
