@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Final
 
 from butterfly_core.errors import ModelError, SourceError
+from butterfly_weights.direct import Bounces, DirectFile
 from butterfly_weights.errors import LoadCancelled, NotFound, SourceChanged
 from butterfly_weights.source import ObjectInfo, OnBytes, safe_name
+from butterfly_weights.views import Cursor
 
-_STEP_BYTES = 1 << 20
+_READS_AT_ONCE_MAX = 8
 _ENTRIES_MAX = 100_000
 
 
@@ -24,6 +26,7 @@ class FilesystemSource:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self.bounces = Bounces(_READS_AT_ONCE_MAX)
 
     def describe(self) -> str:
         return f"folder {self._root}"
@@ -114,32 +117,31 @@ class FileReader:
     def read_into(
         self, info: ObjectInfo, offset: int, views: Sequence[memoryview], on_bytes: OnBytes
     ) -> None:
-        with self._source.opened(info.name) as descriptor:
+        cursor = Cursor(views)
+        stop = offset + cursor.total
+        with self._source.bounces.one() as bounce, self._source.opened(info.name) as descriptor:
             _refuse_other_version(descriptor, info)
-            for view in views:
-                self._fill(descriptor, info, offset, view, on_bytes)
-                offset += view.nbytes
+            file = DirectFile(descriptor, offset, stop, bounce)
+            while cursor.done < cursor.total:
+                count = self._read_some(file, info, offset + cursor.done, cursor.rest())
+                cursor.advance(count)
+                on_bytes(count)
             _refuse_other_version(descriptor, info)
 
-    def _fill(
-        self, descriptor: int, info: ObjectInfo, offset: int, view: memoryview, on_bytes: OnBytes
-    ) -> None:
-        done = 0
-        while done < view.nbytes:
-            if self._closed:
-                raise LoadCancelled(f"reading {info.name} was cancelled")
-            try:
-                count = os.preadv(descriptor, [view[done : done + _STEP_BYTES]], offset + done)
-            except OSError as error:
-                raise SourceError(f"{info.name}, byte {offset + done}: {error}") from error
-            if count == 0:
-                raise SourceChanged(
-                    f"{info.name} ends at byte {offset + done}; it had {info.size} bytes when "
-                    "the model was opened",
-                    object_name=info.name,
-                )
-            done += count
-            on_bytes(count)
+    def _read_some(self, file: DirectFile, info: ObjectInfo, offset: int, view: memoryview) -> int:
+        if self._closed:
+            raise LoadCancelled(f"reading {info.name} was cancelled")
+        try:
+            count = file.read(view, offset)
+        except OSError as error:
+            raise SourceError(f"{info.name}, byte {offset}: {error}") from error
+        if count == 0:
+            raise SourceChanged(
+                f"{info.name} ends at byte {offset}; it had {info.size} bytes when the model "
+                "was opened",
+                object_name=info.name,
+            )
+        return count
 
     def reset(self) -> None:
         """Each read opens the file anew anyway."""

@@ -21,8 +21,7 @@ from butterfly_weights.http_answers import (
 from butterfly_weights.http_connection import BROKEN, HttpConnection, told
 from butterfly_weights.retrying import Pace, Tries
 from butterfly_weights.source import ObjectInfo, OnBytes, SourceOptions
-
-_STEP_BYTES = 1 << 20
+from butterfly_weights.views import Cursor
 
 
 class Signing(Protocol):
@@ -59,24 +58,6 @@ class HttpFolder(Protocol):
     def url(self, name: str) -> str: ...
 
 
-class _Cursor:
-    """Views that fill up one after the other."""
-
-    def __init__(self, views: Sequence[memoryview]) -> None:
-        self._views = [view for view in views if view.nbytes]
-        self._index, self._within = 0, 0
-        self.done, self.total = 0, sum(view.nbytes for view in self._views)
-
-    def rest(self) -> memoryview:
-        return self._views[self._index][self._within : self._within + _STEP_BYTES]
-
-    def advance(self, count: int) -> None:
-        self.done += count
-        self._within += count
-        if self._within == self._views[self._index].nbytes:
-            self._index, self._within = self._index + 1, 0
-
-
 class HttpReader:
     """One connection to a server, used by one thread."""
 
@@ -88,7 +69,7 @@ class HttpReader:
     def read_into(
         self, info: ObjectInfo, offset: int, views: Sequence[memoryview], on_bytes: OnBytes
     ) -> None:
-        cursor = _Cursor(views)
+        cursor = Cursor(views)
         tries = self._tries()
         while cursor.done < cursor.total:
             try:
@@ -143,7 +124,7 @@ class HttpReader:
         if failure.slow_down:
             self._folder.pace.slow_down()
 
-    def _read_some(self, info: ObjectInfo, offset: int, cursor: _Cursor, on_bytes: OnBytes) -> None:
+    def _read_some(self, info: ObjectInfo, offset: int, cursor: Cursor, on_bytes: OnBytes) -> None:
         if self._closed.is_set():
             raise LoadCancelled(f"reading {info.name} was cancelled")
         count = cursor.total - cursor.done
