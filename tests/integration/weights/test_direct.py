@@ -98,12 +98,14 @@ def test_every_range_of_a_disk_is_read_right_cold_and_warm(
 
 def test_a_cold_file_is_read_past_the_page_cache(disk: tuple[Path, bytes]) -> None:
     folder, content = disk
-    forget(folder)
-
-    assert read(folder, 5, [SIZE - 5]) == content[5:]
-
     middle = Bounce.SIZE_BYTES // 2
-    assert not is_cached(folder, middle), "the file system of this test must allow O_DIRECT"
+
+    def stays_out() -> bool:
+        forget(folder)  # what another reader's pages are still coming for stays, so several tries
+        assert read(folder, 5, [SIZE - 5]) == content[5:]
+        return not is_cached(folder, middle)
+
+    assert any(stays_out() for _ in range(20)), "this test's file system must allow O_DIRECT"
 
 
 @pytest.mark.parametrize("where", ["fcntl", "preadv"])
