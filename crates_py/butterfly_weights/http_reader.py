@@ -73,9 +73,10 @@ class HttpReader:
         tries = self._tries()
         while cursor.done < cursor.total:
             try:
+                before = cursor.done
                 with self._folder.pace.slot():
                     self._read_some(info, offset + cursor.done, cursor, on_bytes)
-                self._folder.pace.went_well()
+                self._folder.pace.went_well(cursor.done - before)
             except TransientFailure as failure:
                 self._hold_back(failure)
                 place = f"{cursor.done} of {cursor.total} bytes from byte {offset} had come"

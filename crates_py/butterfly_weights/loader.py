@@ -34,10 +34,11 @@ from butterfly_weights.tensors import TensorInfo
 
 @dataclass(frozen=True, slots=True)
 class LoaderOptions:
-    """At most ``readers`` pieces of ``piece_bytes_max`` are in flight; they need no memory
-    beyond the tensors themselves (and ``gap_bytes_max`` each)."""
+    """At most ``readers`` pieces of ``piece_bytes_max`` are in flight (256 MiB), fewer when the
+    source takes fewer at once. On their way into this machine's memory they need none beyond
+    the tensors themselves (and ``gap_bytes_max`` each)."""
 
-    readers: int = 8
+    readers: int = 32
     piece_bytes_max: int = PIECE_BYTES_MAX
     gap_bytes_max: int = GAP_BYTES_MAX
     gap_share_max: float = GAP_SHARE_MAX

@@ -2,14 +2,17 @@
 
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from butterfly_core.errors import SourceError
 from butterfly_weights.errors import LoadCancelled, TransientFailure
+from butterfly_weights.pacing import Course, Window, judged, slowed
 from butterfly_weights.source import SourceOptions
 
 _RETRY_AFTER_SECONDS_MAX = 30.0
+_WINDOW_SECONDS_MIN = 0.1
 
 
 def backoff_ceiling(failures: int, options: SourceOptions) -> float:
@@ -47,26 +50,36 @@ class Tries:
 
 
 class Pace:
-    """How many requests may be under way at once: halved when the source says slow down,
-    regained by one for each round of requests that went well (additive increase,
-    multiplicative decrease)."""
+    """How many requests may be under way at once: what ``pacing`` makes of the rates measured
+    here. One per source; thread-safe."""
 
-    def __init__(self, at_once_max: int) -> None:
-        self._max = at_once_max
-        self._allowed = float(at_once_max)
-        self._under_way = 0
+    def __init__(
+        self,
+        at_once_max: int,
+        *,
+        at_once_first: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        first = min(at_once_max, at_once_first or at_once_max)
+        self._course = Course(first, at_once_max)
+        self._clock = clock
+        self._under_way = self._waiting = 0
         self._changed = threading.Condition()
+        self._begin_window()
 
     @property
     def allowed(self) -> int:
-        return int(self._allowed)
+        return self._course.allowed
 
     @contextmanager
     def slot(self) -> Iterator[None]:
         """Hold one of the requests that may be under way."""
         with self._changed:
+            self._waiting += 1
             while self._under_way >= self.allowed:
+                self._saturated = True
                 self._changed.wait()
+            self._waiting -= 1
             self._under_way += 1
         try:
             yield
@@ -76,10 +89,25 @@ class Pace:
                 self._changed.notify()
 
     def slow_down(self) -> None:
+        """The source asked for less."""
         with self._changed:
-            self._allowed = max(1.0, self._allowed / 2)
+            self._course = slowed(self._course)
+            self._begin_window()
 
-    def went_well(self) -> None:
+    def went_well(self, nbytes: int = 0) -> None:
+        """A request ended well and brought so many bytes."""
         with self._changed:
-            self._allowed = min(float(self._max), self._allowed + 1 / self._allowed)
-            self._changed.notify()
+            self._requests += 1
+            self._nbytes += nbytes
+            seconds = self._clock() - self._began
+            # Each of the present number had its turn, and chance its time to even out.
+            if self._requests < 2 * self.allowed or seconds < _WINDOW_SECONDS_MIN:
+                return
+            window = Window(self._nbytes, seconds, self._saturated)
+            before, self._course = self.allowed, judged(self._course, window)
+            self._begin_window()
+            self._changed.notify(max(0, self.allowed - before))
+
+    def _begin_window(self) -> None:
+        self._began, self._requests, self._nbytes = self._clock(), 0, 0
+        self._saturated = self._waiting > 0

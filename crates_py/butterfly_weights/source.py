@@ -24,9 +24,11 @@ class ObjectInfo:
 class SourceOptions:
     """How patient a source is, and how it gets out of the house.
 
-    ``tries_max`` counts the first one. A stall is that many seconds without a byte. ``proxy_url``
-    and ``ca_file`` default to the environment (HTTPS_PROXY, NO_PROXY, AWS_CA_BUNDLE), and
-    ``hub_offline`` to what HF_HUB_OFFLINE says.
+    ``tries_max`` counts the first one. A stall is that many seconds without a byte. As many
+    requests as ``requests_at_once_first`` are under way at the beginning, more (up to ``_max``)
+    while more of them bring more bytes. ``proxy_url`` and ``ca_file`` default to the environment
+    (HTTPS_PROXY, NO_PROXY, AWS_CA_BUNDLE), and ``hub_offline`` to what
+    HF_HUB_OFFLINE says.
     """
 
     connect_timeout_seconds: float = 10.0
@@ -34,7 +36,8 @@ class SourceOptions:
     tries_max: int = 8
     backoff_first_seconds: float = 0.1
     backoff_max_seconds: float = 10.0
-    requests_at_once_max: int = 16
+    requests_at_once_first: int = 8
+    requests_at_once_max: int = 32
     proxy_url: str | None = None
     ca_file: Path | None = None
     embedded_root: Path | None = None

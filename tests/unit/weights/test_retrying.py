@@ -1,5 +1,7 @@
 """When a failed request is made again, and how many may be under way."""
 
+import threading
+
 import pytest
 
 from butterfly_core.errors import SourceError
@@ -52,17 +54,77 @@ def test_a_wait_that_is_interrupted_ends_the_tries() -> None:
         Tries(OPTIONS, lambda _: True).failed(FAILURE, "")
 
 
-def test_slow_down_halves_the_pace_and_success_regains_it_one_by_one() -> None:
-    pace = Pace(16)
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def round_of_requests(pace: Pace, clock: Clock, rate: float, *, wanted: int) -> None:
+    """As many requests as a window needs, with ``wanted`` threads that would make one."""
+    waiting = max(0, wanted - pace.allowed)
+    pace._waiting, pace._saturated = waiting, waiting > 0
+    count = 2 * pace.allowed
+    for _ in range(count):
+        clock.now += 1.0 / count
+        pace.went_well(int(rate / count))
+    pace._waiting = 0
+
+
+def test_the_pace_grows_while_more_connections_bring_more_bytes() -> None:
+    clock = Clock()
+    pace = Pace(32, at_once_first=8, clock=clock)
+    for _ in range(40):
+        round_of_requests(pace, clock, min(pace.allowed, 20) * 100e6, wanted=32)
+
+    assert 18 <= pace.allowed <= 25
+
+
+def test_the_pace_stays_when_nobody_waits_for_it() -> None:
+    clock = Clock()
+    pace = Pace(32, at_once_first=8, clock=clock)
+    for _ in range(40):
+        round_of_requests(pace, clock, pace.allowed * 100e6, wanted=4)
+
+    assert pace.allowed == 8
+
+
+def test_slow_down_halves_the_pace_to_no_less_than_one_and_it_is_regained() -> None:
+    clock = Clock()
+    pace = Pace(16, clock=clock)
     pace.slow_down()
     pace.slow_down()
     assert pace.allowed == 4
-    for _ in range(5):
-        pace.went_well()
-    assert pace.allowed == 5
     for _ in range(10):
         pace.slow_down()
     assert pace.allowed == 1
-    for _ in range(1000):
-        pace.went_well()
+    for _ in range(100):
+        round_of_requests(pace, clock, pace.allowed * 100e6, wanted=32)
     assert pace.allowed == 16
+
+
+def test_no_more_than_the_pace_allows_are_under_way() -> None:
+    pace = Pace(3)
+    lock, under_way, most = threading.Lock(), 0, 0
+
+    def request() -> None:
+        nonlocal under_way, most
+        with pace.slot():
+            with lock:
+                under_way += 1
+                most = max(most, under_way)
+            with lock:
+                under_way -= 1
+        pace.went_well(1)
+
+    threads = [threading.Thread(target=request) for _ in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert most <= 3

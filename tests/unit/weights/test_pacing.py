@@ -1,0 +1,71 @@
+"""How many requests at once: grown while it pays, taken back when it does not."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from butterfly_weights.pacing import WINDOWS_BETWEEN_PROBES, Course, Window, judged, slowed
+
+MB = 1_000_000
+
+
+def settled(rate_of: Callable[[int], float], *, first: int = 8, windows: int = 60) -> list[int]:
+    """The numbers allowed, window by window, on a path whose rate depends on the number."""
+    course, seen = Course(first, 32), []
+    for _ in range(windows):
+        course = judged(course, Window(int(rate_of(course.allowed)), 1.0, saturated=True))
+        seen.append(course.allowed)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("rate_of", "low", "high"),
+    [
+        (lambda n: n * 90 * MB, 32, 32),  # each connection has its own limit: use them all
+        (lambda _: 1200 * MB, 8, 10),  # a full pipe: stay, but for a probe
+        (lambda n: min(n, 16) * 90 * MB, 15, 22),  # full at 16
+        (lambda n: 1200 * MB / max(n, 8), 8, 10),  # more of them only get into each other's way
+    ],
+)
+def test_the_number_settles_where_more_brings_nothing(
+    rate_of: Callable[[int], float], low: int, high: int
+) -> None:
+    assert all(low <= allowed <= high for allowed in settled(rate_of)[20:])
+
+
+def test_a_full_pipe_is_probed_seldom() -> None:
+    seen = settled(lambda _: 1200 * MB, windows=100)
+
+    assert seen.count(8) >= 100 * WINDOWS_BETWEEN_PROBES / (WINDOWS_BETWEEN_PROBES + 2) - 2
+
+
+def test_a_slow_down_halves_and_is_not_tried_again_at_once() -> None:
+    course = slowed(Course(16, 32, before=12, rate=5.0))
+    assert course.allowed == 8
+    for _ in range(WINDOWS_BETWEEN_PROBES):
+        course = judged(course, Window(MB, 1.0, saturated=True))
+        assert course.allowed == 8
+    assert judged(course, Window(MB, 1.0, saturated=True)).allowed == 10
+    assert slowed(Course(1, 32)).allowed == 1
+
+
+def test_a_window_in_which_nobody_waited_says_nothing() -> None:
+    course = Course(8, 32, before=6, rate=100.0)
+
+    assert judged(course, Window(1, 1.0, saturated=False)) == course
+
+
+@given(
+    st.integers(1, 64),
+    st.lists(st.one_of(st.none(), st.tuples(st.integers(0, 1 << 40), st.floats(0, 100),
+                                            st.booleans()))),
+)  # fmt: skip
+def test_the_number_never_leaves_its_bounds(
+    most: int, heard: list[tuple[int, float, bool] | None]
+) -> None:
+    course = Course(min(8, most), most)
+    for window in heard:
+        course = slowed(course) if window is None else judged(course, Window(*window))
+        assert 1 <= course.allowed <= most
