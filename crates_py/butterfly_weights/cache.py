@@ -26,6 +26,7 @@ from butterfly_weights.cache_files import (
     tensor_path,
     write_tensor,
 )
+from butterfly_weights.destination import TensorBytes
 from butterfly_weights.scrubbing import Scrubber
 from butterfly_weights.tensors import TensorInfo
 
@@ -52,7 +53,7 @@ class CacheStatistics:
 class _Offer:
     name: str
     digest: bytes
-    data: memoryview
+    data: TensorBytes
     pin: str | None
     info: TensorInfo | None
 
@@ -138,7 +139,7 @@ class TensorCache:
         self,
         name: str,
         digest: bytes,
-        data: memoryview,
+        data: TensorBytes,
         *,
         pin: str | None = None,
         info: TensorInfo | None = None,

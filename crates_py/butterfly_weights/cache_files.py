@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from butterfly_core.errors import ModelError
+from butterfly_weights.destination import TensorBytes
 from butterfly_weights.safetensors_header import parse_json_object
 from butterfly_weights.tensors import TensorInfo
 
@@ -68,7 +69,7 @@ def info_path(path: Path) -> Path:
 
 
 def write_tensor(
-    directory: Path, digest: bytes, data: memoryview, info: TensorInfo | None = None
+    directory: Path, digest: bytes, data: TensorBytes, info: TensorInfo | None = None
 ) -> None:
     """Whole or not at all, also when the machine loses power. Raises OSError."""
     path = tensor_path(directory, digest)

@@ -4,9 +4,10 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from butterfly_weights.crew import forget_locals
+from butterfly_weights.destination import Destination, Landing
 from butterfly_weights.errors import SourceChanged
 from butterfly_weights.ledger import Ledger
-from butterfly_weights.merkle import LEAF_BYTES, LeafHasher
+from butterfly_weights.merkle import LeafHasher
 from butterfly_weights.progress import ProgressCounter
 from butterfly_weights.select import Leaf, Piece
 from butterfly_weights.source import ObjectInfo, RangeReader
@@ -73,7 +74,7 @@ class PieceFetcher:
         self,
         reader: RangeReader,
         objects: Mapping[str, ObjectInfo],
-        blocks: Sequence[memoryview],
+        destination: Destination,
         ledger: Ledger,
         progress: ProgressCounter,
         changed: ChangedShards,
@@ -81,7 +82,7 @@ class PieceFetcher:
         refetches_max: int,
         stopped: Callable[[], None],
     ) -> None:
-        self._reader, self._objects, self._blocks = reader, objects, blocks
+        self._reader, self._objects, self._destination = reader, objects, destination
         self._ledger, self._progress, self._changed = ledger, progress, changed
         self._refetches_max, self._stopped = refetches_max, stopped
 
@@ -90,8 +91,9 @@ class PieceFetcher:
         if task.shard in self._changed:
             return
         try:
-            for leaf, seen in self._read(task):
-                self._settle(task.shard, leaf, seen)
+            with self._destination.landing() as landing:
+                for leaf, seen in self._read(task, landing):
+                    self._settle(task.shard, leaf, seen, landing)
         except SourceChanged as error:
             forget_locals(error)
             self._changed.add(task.shard, error)
@@ -100,23 +102,23 @@ class PieceFetcher:
         self._reader.interrupt()
 
     def close(self) -> None:
-        self._blocks = ()
         self._reader.close()
 
-    def _settle(self, shard: str, leaf: Leaf, seen: bytes) -> None:
+    def _settle(self, shard: str, leaf: Leaf, seen: bytes, landing: Landing) -> None:
         fetches = 1
         while not self._ledger.agrees(leaf, seen):
             if fetches > self._refetches_max:
                 raise self._ledger.mismatch(leaf, seen, fetches=fetches)
             self._reader.reset()
-            ((_, seen),) = self._read(Piece(shard, (leaf,)))
+            ((_, seen),) = self._read(Piece(shard, (leaf,)), landing)
             fetches += 1
         if fetches > 1:
             self._ledger.heal(leaf)
+        landing.settle(leaf)
         self._ledger.prove(leaf, seen)
 
-    def _read(self, piece: Piece) -> list[tuple[Leaf, bytes]]:
-        segments = segments_of(piece, self._place)
+    def _read(self, piece: Piece, landing: Landing) -> list[tuple[Leaf, bytes]]:
+        segments = segments_of(piece, landing.place)
         hasher = PassingHasher(segments)
 
         def landed(count: int) -> None:
@@ -127,10 +129,6 @@ class PieceFetcher:
         views = [view for _, view in segments]
         self._reader.read_into(self._objects[piece.shard], piece.offset, views, landed)
         return hasher.digests
-
-    def _place(self, leaf: Leaf) -> memoryview:
-        start = leaf.index * LEAF_BYTES
-        return self._blocks[leaf.tensor][start : start + leaf.nbytes]
 
 
 def segments_of(

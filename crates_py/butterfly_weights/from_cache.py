@@ -1,15 +1,17 @@
 """Bringing tensors from the local cache, proven as if they came from a stranger."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from butterfly_weights.cache import TensorCache
+from butterfly_weights.destination import Destination
 from butterfly_weights.errors import LoadCancelled
 from butterfly_weights.ledger import Ledger
 from butterfly_weights.manifest import entry_of
 from butterfly_weights.merkle import LEAF_BYTES, leaf_digest
 from butterfly_weights.progress import ProgressCounter
+from butterfly_weights.select import leaves_of
 from butterfly_weights.tensors import TensorInfo
 
 
@@ -28,29 +30,31 @@ class CacheFetcher:
     def __init__(
         self,
         cache: TensorCache,
-        blocks: Sequence[memoryview],
+        destination: Destination,
         ledger: Ledger,
         progress: ProgressCounter,
         on_damaged: Callable[[int, str], None],
         stop: threading.Event,
     ) -> None:
-        self._cache, self._blocks, self._ledger = cache, blocks, ledger
+        self._cache, self._destination, self._ledger = cache, destination, ledger
         self._progress, self._on_damaged, self._stop = progress, on_damaged, stop
 
     def do(self, task: CachedTensor) -> None:
         leaves: list[bytes] = []
-        block = self._blocks[task.number]
         with self._cache.opened(task.digest) as file:
-            for start in range(0, block.nbytes, LEAF_BYTES):
+            for leaf in leaves_of(task.number, task.info):
                 if self._stop.is_set():
                     raise LoadCancelled("the load was cancelled")
-                chunk = block[start : start + LEAF_BYTES]
-                if not file.read_into(start, chunk):
-                    break
-                leaves.append(leaf_digest(chunk))
+                with self._destination.landing() as landing:
+                    chunk = landing.place(leaf)
+                    if not file.read_into(leaf.index * LEAF_BYTES, chunk):
+                        break
+                    leaves.append(leaf_digest(chunk))
+                    # Proven only as a whole; until then the tensor does not count.
+                    landing.settle(leaf)
         entry = entry_of(task.info, leaves)
         if entry.digest == task.digest:
-            self._progress.add(cache=block.nbytes)
+            self._progress.add(cache=task.info.nbytes)
             self._ledger.prove_tensor(task.number, entry)
             return
         self._cache.discard(task.digest)
@@ -64,4 +68,4 @@ class CacheFetcher:
         """Reads of a local file end by themselves."""
 
     def close(self) -> None:
-        self._blocks = ()
+        """Nothing is kept open."""

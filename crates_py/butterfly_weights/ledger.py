@@ -1,7 +1,7 @@
 """What of a load has been proven: digests of leaves, then of tensors."""
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from butterfly_weights.errors import BytesMismatch
 from butterfly_weights.manifest import Manifest, TensorEntry, entry_of
@@ -62,18 +62,15 @@ class Ledger:
         self._progress.add(done=entry.info.nbytes)
         self._complete(number)
 
-    def forget(self, shard: str) -> tuple[int, ...]:
-        """Drop what is known of a shard's tensors, and return their numbers."""
-        dropped = []
+    def forget_unfinished(self, shard: str) -> None:
+        """Drop what is known of a shard's tensors that are not whole: they will be read anew.
+        (What is whole was compared with the manifest, whichever version it came from.)"""
         with self._lock:
             for number, tensor in enumerate(self._tensors):
-                if tensor.shard == shard and tensor.nbytes:
+                if tensor.shard == shard and number not in self._entries:
                     rest = (tensor.nbytes - i * LEAF_BYTES for i in self._leaves[number])
                     self._progress.add(done=-sum(min(LEAF_BYTES, size) for size in rest))
                     self._leaves[number] = {}
-                    self._entries.pop(number, None)
-                    dropped.append(number)
-        return tuple(dropped)
 
     def mismatch(self, leaf: Leaf, seen: bytes, *, fetches: int) -> BytesMismatch:
         """The error for a leaf that stays wrong."""
@@ -106,6 +103,13 @@ class Ledger:
         """Digests of the tensors that are whole, by name."""
         with self._lock:
             return {entry.info.name: entry.digest for entry in self._entries.values()}
+
+    def entries(self, numbers: Iterable[int]) -> tuple[TensorEntry, ...] | None:
+        """These tensors, or None while one of them is not whole."""
+        with self._lock:
+            found = [self._entries.get(number) for number in numbers]
+        whole = tuple(entry for entry in found if entry is not None)
+        return whole if len(whole) == len(found) else None
 
     def missing(self) -> tuple[int, ...]:
         """Numbers of the tensors that are not whole yet."""

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 from butterfly_core.errors import InvalidValue
 from butterfly_core.layers import all_parts
-from butterfly_weights.arena import Arena
 from butterfly_weights.cache import TensorCache
 from butterfly_weights.checkpoint import Checkpoint, read_header
 from butterfly_weights.crew import work_off
+from butterfly_weights.destination import Destination, HostMemory
 from butterfly_weights.errors import LoadCancelled, SourceChanged
 from butterfly_weights.exchange import Exchange
 from butterfly_weights.fetching import ChangedShards, PieceFetcher
 from butterfly_weights.from_cache import CachedTensor, CacheFetcher
+from butterfly_weights.handing_on import InOrder, LoadedPart, LoadedTensor
 from butterfly_weights.ledger import Ledger
 from butterfly_weights.manifest import TensorEntry, part_digests
 from butterfly_weights.merkle import LEAF_BYTES
@@ -29,7 +30,6 @@ from butterfly_weights.select import (
 )
 from butterfly_weights.source import ObjectInfo, Source
 from butterfly_weights.spec import layer_count_of
-from butterfly_weights.tensors import TensorInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +47,9 @@ class LoaderOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedTensor:
-    """``data``: the tensor's bytes, writable, 64-byte aligned, alive as long as the view."""
-
-    info: TensorInfo
-    data: memoryview
-
-
-@dataclass(frozen=True, slots=True)
 class LoadResult:
-    """``healed`` names leaves that were wrong once; ``events`` tells of damaged cache files and
+    """``tensors`` is empty when they went to a destination of the caller's own, which knows them.
+    ``healed`` names leaves that were wrong once; ``events`` tells of damaged cache files and
     restarted shards, for people."""
 
     tensors: Mapping[str, LoadedTensor]
@@ -92,8 +85,13 @@ class Loader:
         *,
         on_progress: Callable[[LoadProgress], None] = lambda _: None,
         cancelled: Callable[[], bool] = lambda: False,
+        on_part: Callable[[LoadedPart], None] = lambda _: None,
+        destination: Destination | None = None,
     ) -> LoadResult:
-        """Bring all tensors of the parts into memory. Blocks; both callbacks run in this thread.
+        """Bring all tensors of the parts into memory, or to the destination. Blocks.
+
+        ``on_part`` is told of each part as soon as it and all before it are whole, while later
+        ones still come. All callbacks run in this thread; what they raise ends the load.
 
         Raises VerificationFailed (BytesMismatch), SourceError, NoMemory, LoadCancelled,
         InvalidValue for an unknown part.
@@ -102,7 +100,7 @@ class Loader:
         if unknown := sorted(set(parts) - set(known)):
             raise InvalidValue(f"the model has no part {', '.join(unknown)}")
         own = (self._source, self._checkpoint, self._cache, self._options, self._peers)
-        load = _Load(*own, parts, on_progress, cancelled)
+        load = _Load(*own, parts, destination, on_progress, cancelled, on_part)
         try:
             return load.run()
         finally:
@@ -120,16 +118,23 @@ class _Load:
         options: LoaderOptions,
         peers: Peers | None,
         parts: Sequence[str],
+        destination: Destination | None,
         on_progress: Callable[[LoadProgress], None],
         cancelled: Callable[[], bool],
+        on_part: Callable[[LoadedPart], None],
     ) -> None:
         self._source, self._checkpoint, self._cache = source, checkpoint, cache
         self._options, self._parts = options, parts
         self._on_progress, self._cancelled = on_progress, cancelled
         self._tensors = checkpoint.tensors_of(parts)
-        sizes = [tensor.nbytes for tensor in self._tensors]
-        self._blocks = Arena(sizes).blocks
-        self._progress = ProgressCounter(sum(sizes))
+        self._host: HostMemory | None = None
+        if destination is None:
+            destination = self._host = HostMemory()
+        self._destination = destination
+        # A leaf is never cut, so a piece may be as large as one.
+        piece_bytes_max = max(options.piece_bytes_max, LEAF_BYTES)
+        self._destination.prepare(self._tensors, piece_bytes_max=piece_bytes_max)
+        self._progress = ProgressCounter(sum(tensor.nbytes for tensor in self._tensors))
         self._objects: dict[str, ObjectInfo] = dict(checkpoint.objects)
         self._came_from_cache: set[int] = set()
         self._events: list[str] = []
@@ -144,12 +149,21 @@ class _Load:
             self._ledger,
             self._progress,
             land=self._land_from_peer,
-            shown=lambda number: self._blocks[number] if self._blocks else None,
+            shown=self._in_memory,
+        )
+        self._in_order = InOrder(
+            parts,
+            self._tensors,
+            self._ledger,
+            self._host,
+            on_part,
+            is_final=checkpoint.manifest is not None,
         )
 
     def run(self) -> LoadResult:
         with self._exchange:
             self._bring_all()
+        self._in_order.hand_on()
         self._on_progress(self._progress.now())
         return self._result()
 
@@ -167,14 +181,16 @@ class _Load:
     def release(self) -> None:
         """Let go of the memory: from now on only the result keeps it. (This object and its
         ledger know each other, so it would live until the garbage collector comes by.)"""
-        self._blocks = ()
+        if self._host is not None:
+            self._host.release()
 
     def _result(self) -> LoadResult:
         now = self._progress.now()
+        blocks = self._host.blocks if self._host is not None else ()
         return LoadResult(
             tensors={
                 tensor.name: LoadedTensor(tensor, block)
-                for tensor, block in zip(self._tensors, self._blocks, strict=True)
+                for tensor, block in zip(self._tensors, blocks, strict=False)
             },
             part_digests=part_digests(self._ledger.digests, self._parts),
             bytes_from_source=now.bytes_from_source,
@@ -199,7 +215,12 @@ class _Load:
         work_off(
             tasks,
             lambda: CacheFetcher(
-                cache, self._blocks, self._ledger, self._progress, self._drop_cached, self._stop
+                cache,
+                self._destination,
+                self._ledger,
+                self._progress,
+                self._drop_cached,
+                self._stop,
             ),
             workers_max=self._options.readers,
             poll=self._poll,
@@ -221,8 +242,8 @@ class _Load:
         if self._cache is None or number in self._came_from_cache or not entry.info.nbytes:
             return
         pin = None if self._checkpoint.manifest else self._checkpoint.cache_key
-        info = entry.info
-        self._cache.offer(info.name, entry.digest, self._blocks[number], pin=pin, info=info)
+        data, info = self._destination.stored(number), entry.info
+        self._cache.offer(info.name, entry.digest, data, pin=pin, info=info)
 
     def _fetch(self, missing: Sequence[int]) -> Mapping[str, SourceChanged]:
         """Read tensors from the source. Returns the shards that were replaced meanwhile."""
@@ -239,7 +260,7 @@ class _Load:
             lambda: PieceFetcher(
                 self._source.reader(),
                 self._objects,
-                self._blocks,
+                self._destination,
                 self._ledger,
                 self._progress,
                 changed,
@@ -253,8 +274,14 @@ class _Load:
         return changed.take()
 
     def _land_from_peer(self, leaf: Leaf, data: memoryview) -> None:
-        start = leaf.index * LEAF_BYTES
-        self._blocks[leaf.tensor][start : start + leaf.nbytes] = data
+        with self._destination.landing() as landing:
+            landing.place(leaf)[:] = data
+            landing.settle(leaf)
+
+    def _in_memory(self, number: int) -> memoryview | None:
+        """A tensor's final memory; None when it is a device's, or was let go of."""
+        blocks = self._host.blocks if self._host is not None else ()
+        return blocks[number] if blocks else None
 
     def _restart(self, shard: str, error: SourceChanged, *, first: bool) -> None:
         """Go over to a replaced shard's new version, once, and only where a manifest can tell
@@ -271,12 +298,13 @@ class _Load:
         if sorted(now, key=lambda tensor: tensor.name) != before:
             raise error
         self._objects[shard] = info
-        self._ledger.forget(shard)
-        self._events.append(f"{shard} was replaced while loading; started again with it")
+        self._ledger.forget_unfinished(shard)
+        self._events.append(f"{shard} was replaced while loading; went on with what is there now")
 
     def _poll(self) -> None:
         self._on_progress(self._progress.now())
         self._exchange.poll()
+        self._in_order.hand_on()
         if self._cancelled():
             self._stop.set()
             raise LoadCancelled("the load was cancelled")
