@@ -42,6 +42,7 @@ class EngineSettings:
     step_tokens_max: int
     sequences_max: int
     requests_waiting_max: int
+    verify_device: Literal["sample", "all", "off"] = "sample"
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,6 +120,8 @@ class ModelSection(Section):
     peer_upload_bytes_per_second: Annotated[
         int, Field(ge=0, le=1 << 50, description="bytes per second; 0 is no limit")
     ] = 0
+    verify_device: Literal["sample", "all", "off"] = "sample"
+    """What a GPU is asked to give back, to be compared, before a node says that it holds it."""
     cache_scrub_bytes_per_second: Annotated[
         int, Field(ge=0, le=1 << 40, description="bytes re-read each second; 0 is never")
     ] = 8388608

@@ -57,7 +57,7 @@ class Host:
         self._sending = threading.Lock()
         self._lock = threading.Lock()
         self._peers = PeerHub(lambda turn: self.send(WantPeers(turn)))
-        self._weights = Weights(self._peers)
+        self._weights = Weights(self._peers, device, settings.verify_device)
         self._epoch = 0
         self._cancelled = threading.Event()
         self._working: threading.Thread | None = None

@@ -1,10 +1,12 @@
-"""From a bucket or a disk to tensors in memory: proven bytes, once each.
+"""From a bucket or a disk to tensors on the device: proven bytes, once each, part by part as they
+come.
 
 Parts that an earlier epoch loaded for the same model are kept, so a new plan costs only what
 moved to this machine.
 """
 
 import logging
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -12,12 +14,14 @@ import torch
 
 from butterfly.channel import Load, ModelSource
 from butterfly.engine_host.peer_links import PeerHub
+from butterfly.engine_host.torch_types import torch_type
+from butterfly.engine_host.upload import Uploader, VerifyDevice
 from butterfly.handover import decode_checkpoint
-from butterfly_core.errors import ModelError
 from butterfly_core.layers import LayerRange, part_of_tensor, stage_parts
 from butterfly_weights.cache import TensorCache
 from butterfly_weights.cache_files import clear
-from butterfly_weights.loader import LoadedTensor, Loader, LoadResult
+from butterfly_weights.handing_on import LoadedPart, LoadedTensor
+from butterfly_weights.loader import Loader, LoadResult
 from butterfly_weights.progress import LoadProgress
 from butterfly_weights.source import Source, SourceOptions, open_source
 
@@ -25,27 +29,18 @@ log = logging.getLogger(__name__)
 
 _CACHE_FLUSH_SECONDS = 2.0
 _NOTHING_LOADED = LoadResult({}, {}, 0, 0)
-_TORCH_TYPES: Mapping[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 
 
 class Weights:
     """What this process holds and has proven. One thread at a time may ``load``."""
 
-    def __init__(self, peers: PeerHub) -> None:
+    def __init__(
+        self, peers: PeerHub, device: str = "cpu", verify_device: VerifyDevice = "sample"
+    ) -> None:
         self._peers = peers
+        self._device, self._verify_device = torch.device(device), verify_device
         self._model = ""
-        self._tensors: dict[str, LoadedTensor] = {}
+        self._tensors: dict[str, torch.Tensor] = {}
         self._cache: TensorCache | None = None
         self.part_digests: dict[str, str] = {}
 
@@ -70,18 +65,34 @@ class Weights:
         missing = [part for part in parts if part not in self.part_digests]
         if not missing:
             return _NOTHING_LOADED
-        source = _open(order.source)
+        source, incoming = _open(order.source), _Incoming(self._device, self._verify_device)
         try:
             peers = self._peers.for_load(order, cache)
             loader = Loader(source, decode_checkpoint(order.checkpoint), cache=cache, peers=peers)
-            result = loader.load(missing, on_progress=on_progress, cancelled=cancelled)
+            result = loader.load(
+                missing,
+                on_progress=on_progress,
+                cancelled=cancelled,
+                on_part=incoming.take,
+                destination=incoming.uploader,
+            )
+        except BaseException:
+            self._keep(incoming, whole=False)
+            raise
         finally:
             source.close()
-        self._tensors.update(result.tensors)
-        self.part_digests.update(result.part_digests)
+        self._keep(incoming, whole=True)
         for event in (*result.events, *(cache.notes if cache else ())):
             log.warning("while loading: %s", event)
         return result
+
+    def _keep(self, incoming: "_Incoming", *, whole: bool) -> None:
+        """Take what has come: all of a load that succeeded; of one that failed, the parts that
+        were compared with a manifest, so that trying again costs only the others."""
+        for part, tensors in incoming.parts:
+            if whole or part.is_final:
+                self._tensors.update(tensors)
+                self.part_digests[part.name] = part.digest
 
     def _cache_of(self, source: ModelSource) -> TensorCache | None:
         if self._cache is None and source.cache_directory is not None:
@@ -104,8 +115,8 @@ class Weights:
         }
 
     def as_torch(self) -> dict[str, torch.Tensor]:
-        """The same bytes as tensors, nothing copied."""
-        return {name: _as_torch(tensor) for name, tensor in self._tensors.items()}
+        """What is held, on the device, nothing copied."""
+        return dict(self._tensors)
 
     def cache_statistics(self) -> Mapping[str, int]:
         """What the cache's scrub has done, by the names of the node's metrics."""
@@ -126,6 +137,23 @@ class Weights:
             self._cache.close()
 
 
+class _Incoming:
+    """The parts of a load as they come: on a CPU the loader's own memory, else by the ring."""
+
+    def __init__(self, device: torch.device, verify_device: VerifyDevice) -> None:
+        self.uploader = None if device.type == "cpu" else Uploader(device)
+        self.parts: list[tuple[LoadedPart, Mapping[str, torch.Tensor]]] = []
+        self._verify_device = verify_device
+        self._seed = secrets.randbits(64)  # other leaves each time
+
+    def take(self, part: LoadedPart) -> None:
+        if self.uploader is not None:
+            tensors = self.uploader.take(part, self._verify_device, self._seed)
+        else:
+            tensors = {name: _as_torch(tensor) for name, tensor in part.tensors.items()}
+        self.parts.append((part, tensors))
+
+
 def _open(source: ModelSource) -> Source:
     return open_source(
         source.source_type,
@@ -139,12 +167,7 @@ def _open(source: ModelSource) -> Source:
 
 
 def _as_torch(tensor: LoadedTensor) -> torch.Tensor:
-    kind = _TORCH_TYPES.get(tensor.info.dtype)
-    if kind is None:
-        raise ModelError(
-            f"tensor {tensor.info.name} in {tensor.info.shard} has the dtype {tensor.info.dtype}; "
-            f"this version runs {', '.join(_TORCH_TYPES)}"
-        )
+    kind = torch_type(tensor.info)
     if not tensor.info.nbytes:
         return torch.empty(tensor.info.shape, dtype=kind)
     return torch.frombuffer(tensor.data, dtype=kind).view(tensor.info.shape)

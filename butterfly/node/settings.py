@@ -52,6 +52,7 @@ def engine_settings(config: NodeConfig) -> EngineSettings:
         step_tokens_max=engine.step_tokens_max,
         sequences_max=engine.sequences_max,
         requests_waiting_max=engine.requests_waiting_max,
+        verify_device=config.model.verify_device,
     )
 
 

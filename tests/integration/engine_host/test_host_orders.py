@@ -49,7 +49,7 @@ def test_a_new_order_is_taken_while_the_old_load_still_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     weights = StubbornWeights()
-    monkeypatch.setattr(host_module, "Weights", lambda _: weights)
+    monkeypatch.setattr(host_module, "Weights", lambda *_: weights)
     node, engine = socket.socketpair()
     host = Host(BlockingChannel(engine), EngineSettings("cpu", "auto", 1, 16, 64, 8, 8), "cpu")
     for epoch in (1, 2, 3):
