@@ -134,9 +134,7 @@ class HttpReader:
         try:
             check_range(response.status, lower_headers(response), info, offset, count)
             while cursor.done < cursor.total:
-                landed = _receive(response, cursor.rest(), info.name)
-                cursor.advance(landed)
-                on_bytes(landed)
+                _fill(response, cursor, info.name, on_bytes)
         except BaseException:
             self._connection.drop()  # the rest of the body must not be read as an answer
             raise
@@ -192,6 +190,19 @@ class HttpReader:
 
 def lower_headers(response: http.client.HTTPResponse) -> dict[str, str]:
     return {name.lower(): value for name, value in response.headers.items()}
+
+
+def _fill(response: http.client.HTTPResponse, cursor: Cursor, name: str, on_bytes: OnBytes) -> None:
+    """The next step of the views. It is told of as a whole, because a socket gives some KiB at a
+    time; when the connection breaks, what had come until then is told."""
+    view, done = cursor.rest(), 0
+    try:
+        while done < view.nbytes:
+            done += _receive(response, view[done:], name)
+    finally:
+        if done:
+            cursor.advance(done)
+            on_bytes(done)
 
 
 def _receive(response: http.client.HTTPResponse, view: memoryview, name: str) -> int:
