@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install the real servers that tests and benchmarks talk to: dnsmasq, etcd and iproute2 from Debian, and
+# Install the real servers that tests and benchmarks talk to: dnsmasq, etcd and iproute2 from Debian; nginx, and
 # Consul, which only Debian 11 has, into .servers/. Nothing is started. Needs root and apt where one is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -18,6 +18,18 @@ if [ ${#missing[@]} -gt 0 ]; then
   fi
   apt-get -qq update
   DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends "${missing[@]}" > /dev/null
+fi
+
+# nginx is unpacked, not installed: its package would start it.
+if [ ! -x .servers/nginx ] && command -v apt-get > /dev/null; then
+  unpacked=$(mktemp -d)
+  chmod 755 "$unpacked" # apt's own user writes here
+  if (cd "$unpacked" && apt-get -qq -o APT::Sandbox::User=root download nginx) && dpkg-deb -x "$unpacked"/nginx_*.deb "$unpacked"; then
+    install -D -m 755 "$unpacked/usr/sbin/nginx" .servers/nginx
+  else
+    echo "tools/bench/load.py needs nginx, which cannot be had" >&2
+  fi
+  rm -rf "$unpacked"
 fi
 
 [ -x .servers/consul ] && exit 0
