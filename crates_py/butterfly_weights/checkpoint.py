@@ -73,6 +73,17 @@ class Checkpoint:
         own = [tensor for tensor in self.tensors if tensor.part in rank]
         return tuple(sorted(own, key=lambda t: (rank[t.part], t.shard, t.offset)))
 
+    def same_layout(self, source: Source, shard: str) -> ObjectInfo | None:
+        """The version of a shard that is there now, if its tensors are still where they were."""
+        info = source.stat(shard)
+        reader = source.reader()
+        try:
+            now = read_header(reader, info)
+        finally:
+            reader.close()
+        before = [tensor for tensor in self.tensors if tensor.shard == shard]
+        return info if sorted(now, key=lambda tensor: tensor.name) == before else None
+
 
 def read_checkpoint(source: Source, *, with_manifest: bool = True) -> Checkpoint:
     """Open the model of a source. Blocks. Raises ModelError, SourceError, VerificationFailed.

@@ -76,6 +76,10 @@ class HostMemory:
     def stored(self, number: int) -> memoryview:
         return self.blocks[number]
 
+    def shown(self, number: int) -> memoryview | None:
+        """The tensor's memory, None after ``release``."""
+        return self.blocks[number] if self.blocks else None
+
     def release(self) -> None:
         """Let go of the memory: from now on only what was handed out keeps it."""
         self.blocks = ()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from butterfly_core.errors import InvalidValue
 from butterfly_core.layers import all_parts
 from butterfly_weights.cache import TensorCache
-from butterfly_weights.checkpoint import Checkpoint, read_header
+from butterfly_weights.checkpoint import Checkpoint
 from butterfly_weights.crew import work_off
 from butterfly_weights.destination import Destination, HostMemory
 from butterfly_weights.errors import LoadCancelled, SourceChanged
@@ -149,7 +149,7 @@ class _Load:
             self._ledger,
             self._progress,
             land=self._land_from_peer,
-            shown=self._in_memory,
+            shown=self._host.shown if self._host is not None else lambda _: None,
         )
         self._in_order = InOrder(
             parts,
@@ -278,24 +278,13 @@ class _Load:
             landing.place(leaf)[:] = data
             landing.settle(leaf)
 
-    def _in_memory(self, number: int) -> memoryview | None:
-        """A tensor's final memory; None when it is a device's, or was let go of."""
-        blocks = self._host.blocks if self._host is not None else ()
-        return blocks[number] if blocks else None
-
     def _restart(self, shard: str, error: SourceChanged, *, first: bool) -> None:
         """Go over to a replaced shard's new version, once, and only where a manifest can tell
         whether it is the right one: without, other nodes may already hold the old version."""
         if self._checkpoint.manifest is None or not first:
             raise error
-        info = self._source.stat(shard)
-        reader = self._source.reader()
-        try:
-            now = read_header(reader, info)
-        finally:
-            reader.close()
-        before = [tensor for tensor in self._checkpoint.tensors if tensor.shard == shard]
-        if sorted(now, key=lambda tensor: tensor.name) != before:
+        info = self._checkpoint.same_layout(self._source, shard)
+        if info is None:
             raise error
         self._objects[shard] = info
         self._ledger.forget_unfinished(shard)
