@@ -133,6 +133,23 @@ def test_the_memory_goes_with_the_result(big: tuple[Path, dict[str, bytes]]) -> 
 
 
 @pytest.mark.usefixtures("without_garbage_collector")
+def test_a_part_that_is_let_go_of_frees_its_memory_while_others_stay(
+    big: tuple[Path, dict[str, bytes]],
+) -> None:
+    source = open_source("filesystem", str(big[0]))
+    result = Loader(source, read_checkpoint(source)).load(all_parts(2))
+    kept = {n: t for n, t in result.tensors.items() if t.info.part == "layers.1"}
+    memory = weakref.ref(result.tensors["model.embed_tokens.weight"].data.obj)
+
+    del result
+
+    assert memory() is None
+    assert {name: bytes(tensor.data) for name, tensor in kept.items()} == {
+        name: big[1][name] for name in kept
+    }
+
+
+@pytest.mark.usefixtures("without_garbage_collector")
 def test_a_kept_error_keeps_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[weakref.ref[object]] = []
 
