@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import torch
 
+_cuda: Any = torch.cuda  # its classes have no types
+
 
 class Mark(Protocol):
     """A point in the order of the copies."""
@@ -23,9 +25,7 @@ class Copies:
 
     def __init__(self, device: torch.device) -> None:
         self.is_cuda = device.type == "cuda"
-        self._stream: Any = None
-        if self.is_cuda:
-            self._stream = torch.cuda.Stream(device)
+        self._stream: Any = _cuda.Stream(device) if self.is_cuda else None
 
     def follow(self) -> None:
         """Begin no copy before what this thread has queued on the device: memory that is taken
@@ -42,9 +42,10 @@ class Copies:
         """A mark after all copies begun so far."""
         if self._stream is None:
             return _Passed()
-        event = torch.cuda.Event(blocking=True)
+        event = _cuda.Event(blocking=True)
         event.record(self._stream)
-        return event
+        mark: Mark = event
+        return mark
 
     def _running(self) -> AbstractContextManager[Any]:
         return torch.cuda.stream(self._stream) if self._stream is not None else nullcontext()

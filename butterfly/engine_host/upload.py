@@ -45,7 +45,7 @@ class _Slot:
 
     def __init__(self, memory: torch.Tensor, free: Mark) -> None:
         self.memory, self.free = memory, free
-        self.view = memoryview(memory.numpy())
+        self.view = memory.numpy().data
 
 
 class _Landing:
@@ -80,7 +80,7 @@ class DeviceBytes:
 
     def __getitem__(self, place: slice, /) -> memoryview:
         self._landed.synchronize()
-        return memoryview(self._data[place].cpu().numpy())
+        return self._data[place].cpu().numpy().data
 
 
 class Uploader:
@@ -146,8 +146,8 @@ class Uploader:
         for tensor, leaf, expected in to_verify(part, verify, seed):
             start = leaf.index * LEAF_BYTES
             flat = self.tensors[tensor.name].view(-1).view(torch.uint8)
-            back = flat[start : start + leaf.nbytes].cpu().numpy()
-            seen = leaf_digest(memoryview(back))
+            back = flat[start : start + leaf.nbytes].cpu().numpy().data
+            seen = leaf_digest(back)
             if seen != expected:
                 raise DeviceMismatch(str(self._device), tensor, leaf, expected.hex(), seen.hex())
         return {name: self.tensors[name] for name in part.entries}

@@ -132,7 +132,7 @@ def run_once(scenario: str, system: str, folder: Path, server: Running) -> Run:
 def measure(
     scenarios: Sequence[str], folder: Path, server: Running, rounds: int
 ) -> dict[str, Rounds]:
-    found: dict[str, dict[str, list[Run]]] = {}
+    found: dict[str, Rounds] = {}
     for scenario in scenarios:
         runs: dict[str, list[Run]] = {system: [] for system in PEERS[scenario]}
         for _ in range(rounds):
@@ -145,7 +145,7 @@ def measure(
 def ratio(runs: Rounds, one: str, other: str, what: str) -> float:
     """Median of the rounds' own ratios."""
     pairs = zip(runs[one], runs[other], strict=True)
-    return statistics.median(getattr(a, what) / getattr(b, what) for a, b in pairs)
+    return float(statistics.median(getattr(a, what) / getattr(b, what) for a, b in pairs))
 
 
 def table(scenario: str, runs: Rounds) -> str:

@@ -64,6 +64,7 @@ def ours_cuda(folder: Path, _url: str, _ca_file: str) -> Load:
     from butterfly.engine_host.upload import Uploader
     from butterfly_core.layers import all_parts
     from butterfly_weights.checkpoint import read_checkpoint
+    from butterfly_weights.handing_on import LoadedPart
     from butterfly_weights.loader import Loader
     from butterfly_weights.source import open_source
     from butterfly_weights.spec import layer_count_of
@@ -75,9 +76,11 @@ def ours_cuda(folder: Path, _url: str, _ca_file: str) -> Load:
         checkpoint = read_checkpoint(source)
         uploader = Uploader(torch.device("cuda:0"))
         parts = all_parts(layer_count_of(checkpoint.config))
-        Loader(source, checkpoint).load(
-            parts, destination=uploader, on_part=lambda part: uploader.take(part, "sample", 1)
-        )
+
+        def take(part: LoadedPart) -> None:
+            uploader.take(part, "sample", 1)
+
+        Loader(source, checkpoint).load(parts, destination=uploader, on_part=take)
         torch.cuda.synchronize()
         return uploader
 
