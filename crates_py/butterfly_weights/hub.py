@@ -53,7 +53,7 @@ class HubSource:
     def __init__(self, name: HubName, *, endpoint_url: str | None, options: SourceOptions) -> None:
         endpoint = endpoint_url or os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
         self.base_url = plain_url(endpoint, "endpoint_url (or HF_ENDPOINT)")
-        self.options, self.pace = options, Pace(options.requests_at_once_max)
+        self.options, self.pace = options, Pace.of(options)
         self.signer = HubSigner(self.base_url, name, hub_token())
         self._name, self._landings = name, Landings()
         self._known: HubModel | None = None

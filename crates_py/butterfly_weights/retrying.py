@@ -67,6 +67,10 @@ class Pace:
         self._changed = threading.Condition()
         self._begin_window()
 
+    @classmethod
+    def of(cls, options: SourceOptions) -> "Pace":
+        return cls(options.requests_at_once_max, at_once_first=options.requests_at_once_first)
+
     @property
     def allowed(self) -> int:
         return self._course.allowed

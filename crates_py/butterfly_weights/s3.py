@@ -80,7 +80,7 @@ class S3Source:
         options: SourceOptions,
     ) -> None:
         self._bucket, self._prefix, self._options = bucket, prefix, options
-        self.pace = Pace(options.requests_at_once_max, at_once_first=options.requests_at_once_first)
+        self.pace = Pace.of(options)
         session = botocore.session.get_session()
         try:
             chosen = region or session.get_config_variable("region") or "us-east-1"

@@ -22,7 +22,7 @@ class WebSource:
 
     def __init__(self, base_url: str, options: SourceOptions) -> None:
         self.base_url = plain_url(base_url, "source_path")
-        self.options, self.pace = options, Pace(options.requests_at_once_max)
+        self.options, self.pace = options, Pace.of(options)
         self.signer = BearerSigner(self.base_url, http_token())
         self._landings = Landings()
         self._small, self._small_lock = self.reader(), threading.Lock()
