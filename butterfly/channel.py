@@ -28,9 +28,6 @@ _DESCRIPTORS_MAX = 16
 T = TypeVar("T")
 
 
-# What the node asks of its engine.
-
-
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
     """The part of the configuration that the engine process needs."""

@@ -17,33 +17,14 @@ from butterfly_weights.fetching import ChangedShards, PieceFetcher
 from butterfly_weights.from_cache import CachedTensor, CacheFetcher
 from butterfly_weights.handing_on import InOrder, LoadedPart, LoadedTensor
 from butterfly_weights.ledger import Ledger
+from butterfly_weights.loader_options import LoaderOptions
 from butterfly_weights.manifest import TensorEntry, part_digests
 from butterfly_weights.merkle import LEAF_BYTES
 from butterfly_weights.peers import Peers
 from butterfly_weights.progress import LoadProgress, ProgressCounter
-from butterfly_weights.select import (
-    GAP_BYTES_MAX,
-    GAP_SHARE_MAX,
-    PIECE_BYTES_MAX,
-    Leaf,
-    plan_pieces,
-)
+from butterfly_weights.select import Leaf, plan_pieces
 from butterfly_weights.source import ObjectInfo, Source
 from butterfly_weights.spec import layer_count_of
-
-
-@dataclass(frozen=True, slots=True)
-class LoaderOptions:
-    """At most ``readers`` pieces of ``piece_bytes_max`` are in flight (256 MiB), fewer when the
-    source takes fewer at once. On their way into this machine's memory they need none beyond
-    the tensors themselves (and ``gap_bytes_max`` each)."""
-
-    readers: int = 32
-    piece_bytes_max: int = PIECE_BYTES_MAX
-    gap_bytes_max: int = GAP_BYTES_MAX
-    gap_share_max: float = GAP_SHARE_MAX
-    leaf_refetches_max: int = 3
-    poll_seconds: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from butterfly.peer_messages import PeerLink as Handed
 from butterfly_core.errors import Unreachable
 from butterfly_weights.cache import TensorCache
 from butterfly_weights.checkpoint import read_checkpoint
-from butterfly_weights.loader import Loader, LoaderOptions, LoadResult
+from butterfly_weights.loader import Loader, LoadResult
+from butterfly_weights.loader_options import LoaderOptions
 from butterfly_weights.peer_choice import Holding
 from butterfly_weights.peers import Answer, PeerLink, PeerOptions, Shelf, WantedLeaf
 from butterfly_weights.source import Source, open_source

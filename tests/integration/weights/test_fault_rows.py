@@ -17,7 +17,8 @@ from butterfly_weights.cache import TensorCache
 from butterfly_weights.cache_files import entries_in
 from butterfly_weights.checkpoint import read_checkpoint
 from butterfly_weights.errors import AccessDenied
-from butterfly_weights.loader import Loader, LoaderOptions, LoadResult
+from butterfly_weights.loader import Loader, LoadResult
+from butterfly_weights.loader_options import LoaderOptions
 from butterfly_weights.manifest import MANIFEST_NAME, encode_manifest
 from butterfly_weights.progress import LoadProgress
 from butterfly_weights.proving import create_manifest, write_manifest

@@ -11,7 +11,8 @@ from butterfly_core.layers import all_parts
 from butterfly_weights.checkpoint import Checkpoint, read_checkpoint
 from butterfly_weights.errors import SourceChanged
 from butterfly_weights.handing_on import LoadedPart
-from butterfly_weights.loader import Loader, LoaderOptions
+from butterfly_weights.loader import Loader
+from butterfly_weights.loader_options import LoaderOptions
 from butterfly_weights.manifest import MANIFEST_NAME, encode_manifest
 from butterfly_weights.proving import create_manifest
 from butterfly_weights.source import ObjectInfo, OnBytes, RangeReader, Source, open_source

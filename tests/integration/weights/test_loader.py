@@ -15,7 +15,8 @@ from butterfly_weights import destination as destination_module
 from butterfly_weights.arena import Arena
 from butterfly_weights.checkpoint import read_checkpoint
 from butterfly_weights.errors import BytesMismatch, LoadCancelled, NoMemory, NotFound, SourceChanged
-from butterfly_weights.loader import Loader, LoaderOptions
+from butterfly_weights.loader import Loader
+from butterfly_weights.loader_options import LoaderOptions
 from butterfly_weights.manifest import MANIFEST_NAME
 from butterfly_weights.merkle import LEAF_BYTES, model_root
 from butterfly_weights.progress import LoadProgress
