@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import subprocess
+import sys
 import tracemalloc
 from importlib.util import find_spec
 from pathlib import Path
@@ -160,9 +161,10 @@ def test_a_document_with_any_other_value_is_read_or_refused(
 
 def test_a_short_guided_run_breaks_nothing(tmp_path: Path) -> None:
     need(find_spec("atheris") is not None, "atheris, of the development environment")
+    own = Path(sys.executable).parent  # its python, whether the environment is active or not
     ran = subprocess.run(
         [str(ROOT / "tools" / "fuzz" / "run.sh"), "1"],
-        env={**os.environ, "FUZZ_DIR": str(tmp_path)},
+        env={**os.environ, "FUZZ_DIR": str(tmp_path), "PATH": f"{own}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
         timeout=600,
