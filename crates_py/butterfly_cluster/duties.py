@@ -192,6 +192,8 @@ def _reject(state: ClusterState, part: str, node_id: NodeId, other: NodeId) -> D
         node_id, other = other, node_id
     expected = agreed or state.digests[other].get(part, "none")
     reason = _mismatch(node_id, part, expected, state.digests[node_id].get(part))
+    if state.pinned_root is not None:
+        reason += "; what was pinned is given up with butterfly-admin manifest repin"
     return Propose(RejectDigests(state.epoch, node_id, reason))
 
 

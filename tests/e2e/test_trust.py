@@ -41,7 +41,7 @@ def test_changed_weights_are_refused_until_a_person_gives_the_pinned_root_up(
         for node in cluster.nodes:
             node.kill()  # so that they look at the source anew
             node.start()
-        cluster.wait(lambda: "digests_rejected" in errors(cluster), "a refusal of the new weights")
+        cluster.wait(lambda: "manifest repin" in errors(cluster), "a refusal of the new weights")
         assert cluster.nodes[0].status()["pinned_root"] == before["pinned_root"]
 
         assert main(["manifest", "repin", "--yes", "--url", cluster.nodes[1].url]) == 0
@@ -84,8 +84,9 @@ def test_a_required_signature_is_checked_before_anything_is_loaded(tmp_path: Pat
         assert told["load"]["bytes_done"] == told["load"]["bytes_total"] > 0
 
         (folder / SIGNATURE_NAME).write_bytes(b"{}")
-        cluster.nodes[0].stop()
+        cluster.nodes[0].kill()
         cluster.nodes[0].start()
         cluster.wait(lambda: "is no signature" in errors(cluster), "a refusal of the damaged one")
         assert (folder / MANIFEST_NAME).exists()
+        cluster.wait(lambda: cluster.nodes[0].status()["members"][0]["device"], "the engine")
         assert cluster.nodes[0].status()["layers"] in (None, "0-3")
