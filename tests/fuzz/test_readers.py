@@ -159,11 +159,15 @@ def test_a_document_with_any_other_value_is_read_or_refused(
     TARGETS[name](json.dumps(document).encode())
 
 
+GUIDED = ("frames", "raft_codec", "journal", "http", "peer_weights", "signature")
+"""Of the targets: each costs seconds to begin, and hypothesis has tried them all above."""
+
+
 def test_a_short_guided_run_breaks_nothing(tmp_path: Path) -> None:
     need(find_spec("atheris") is not None, "atheris, of the development environment")
     own = Path(sys.executable).parent  # its python, whether the environment is active or not
     ran = subprocess.run(
-        [str(ROOT / "tools" / "fuzz" / "run.sh"), "1"],
+        [str(ROOT / "tools" / "fuzz" / "run.sh"), "1", *GUIDED],
         env={**os.environ, "FUZZ_DIR": str(tmp_path), "PATH": f"{own}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
@@ -172,4 +176,4 @@ def test_a_short_guided_run_breaks_nothing(tmp_path: Path) -> None:
     )
 
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert set(TARGETS) == {folder.name for folder in tmp_path.iterdir()}
+    assert set(GUIDED) == {folder.name for folder in tmp_path.iterdir()}
