@@ -30,10 +30,11 @@ log = logging.getLogger(__name__)
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="butterfly-engine", description=__doc__)
     parser.add_argument("--fd", type=int, required=True, help="the channel's descriptor")
+    parser.add_argument("--node", type=int, required=True, help="the process id of the node")
     parser.add_argument("--engine", required=True, help="the name of this run")
     parser.add_argument("--settings", required=True, help="EngineSettings as JSON")
     arguments = parser.parse_args(argv)
-    _die_with_the_node()
+    _die_with_the_node(arguments.node)
     threading.excepthook = _end_process
     sys.excepthook = _end_at_once
     os.nice(_NICENESS)
@@ -61,8 +62,10 @@ def _end_at_once(
     os._exit(1)
 
 
-def _die_with_the_node() -> None:
+def _die_with_the_node(node: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != node:  # it died before the kernel was asked
+        sys.exit("the node is gone")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the node's to handle
 
 

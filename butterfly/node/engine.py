@@ -163,6 +163,8 @@ class Engine:
                 "butterfly.engine_host",
                 "--fd",
                 str(theirs.fileno()),
+                "--node",
+                str(os.getpid()),
                 "--engine",
                 secrets.token_hex(8),
                 "--settings",

@@ -8,6 +8,7 @@ that counts the bytes it hands out, by object and by access key.
 
 import http.client
 import os
+import random
 import re
 import shutil
 import socket
@@ -28,6 +29,8 @@ from botocore.config import Config
 
 ACCESS_KEY = "butterflytest"
 SECRET_KEY = "butterflysecret"
+_PORTS = (12000, 32768)
+_ANY_PORT = random.SystemRandom()
 REGION = "us-east-1"
 _STEP_BYTES = 256 << 10
 
@@ -101,10 +104,16 @@ class S3Server:
 
 
 def free_port() -> int:
-    """A TCP port nobody listens on; for servers that cannot bind port 0 and tell."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port nobody listens on; for servers that cannot bind port 0 and tell.
+
+    Below those that the kernel gives to outgoing connections, which would take it before the
+    server does.
+    """
+    while True:
+        port = _ANY_PORT.randrange(*_PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @contextmanager

@@ -1,12 +1,15 @@
 """The engine process as its node drives it: over the channel, with a real model."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -338,3 +341,19 @@ async def test_any_error_of_a_load_is_told(tmp_path: Path) -> None:
 
     assert failed.epoch == 1
     assert driver.deaths == []
+
+
+def test_an_engine_whose_node_died_while_it_started_ends_at_once() -> None:
+    ours, theirs = socket.socketpair()  # kept open: its end is not what ends the engine
+    ended_before = subprocess.Popen([sys.executable, "-c", ""])
+    ended_before.wait()
+    settings = json.dumps(asdict(SETTINGS))
+    command = [sys.executable, "-m", "butterfly.engine_host", "--node", str(ended_before.pid)]
+    command += ["--fd", str(theirs.fileno()), "--engine", "a", "--settings", settings]
+    with ours, theirs:
+        engine = subprocess.run(
+            command, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE, timeout=120, check=False
+        )
+
+    assert engine.returncode == 1
+    assert engine.stderr == b"the node is gone\n"
