@@ -119,7 +119,8 @@ class RaftNode(RaftView):
         """Take part until cancelled; a disk that fails makes it mute (``disk_problem``)."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._transport.run(self._whom_to_dial), name="raft dial")
+                dialing = self._transport.run(self._whom_to_dial, self._is_useful)
+                tasks.create_task(dialing, name="raft dial")
                 tasks.create_task(self._transport.ping(lambda: self.leader), name="raft ping")
                 await self._tick_for_ever()
         finally:
@@ -245,6 +246,12 @@ class RaftNode(RaftView):
             mine = frozenset(peer for peer in core.others if self._me > peer)
             return mine | strangers - core.others - {self._me}
         return (core.others | self._rumoured | strangers) - {self._me}
+
+    def _is_useful(self, peer: NodeId) -> bool:
+        """A learner that hears its leader needs no other learner to ask who leads."""
+        if self._core.is_voter or self._is_lonely:
+            return True
+        return peer in self._core.others | self._rumoured or peer == self.leader
 
     @property
     def _is_lonely(self) -> bool:

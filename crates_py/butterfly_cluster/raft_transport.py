@@ -4,7 +4,8 @@ The greater id dials, so that two nodes do not dial each other for ever; a learn
 everybody, and so does a voter that has heard no leader for a while (it may have been removed).
 A new channel supersedes the old one, which is never read again: nothing is re-ordered across
 a reconnect. The first word on a channel is the cluster's id: two clusters never mix. Who does
-not answer, or is refused, is dialled less and less often.
+not answer, or is refused, is dialled less and less often. Whom a node dialled and has no use for
+any more, it lets go.
 """
 
 import asyncio
@@ -73,6 +74,7 @@ class RaftTransport:
         self._heard_at: dict[NodeId, float] = {}
         self._channels: dict[NodeId, ChannelLike] = {}
         self._dialing: set[NodeId] = set()
+        self._dialed: dict[NodeId, ChannelLike] = {}
         self._pauses = DialPauses(
             4 * timing.append_seconds,
             longest_seconds=longest_pause_seconds,
@@ -116,8 +118,15 @@ class RaftTransport:
             return False
         return True
 
-    async def run(self, wanted: Callable[[], Collection[NodeId]]) -> None:
-        """Dial whom ``wanted`` names whenever there is no channel; ping; until cancelled."""
+    async def run(
+        self,
+        wanted: Callable[[], Collection[NodeId]],
+        useful: Callable[[NodeId], bool] = lambda _: True,
+    ) -> None:
+        """Dial whom ``wanted`` names whenever there is no channel, until cancelled.
+
+        A channel that this node dialled is closed when the peer is not ``useful`` any more.
+        """
         async with asyncio.TaskGroup() as tasks:
             while True:
                 for peer in sorted(wanted()):
@@ -125,6 +134,9 @@ class RaftTransport:
                         self._dialing.add(peer)
                         self._pauses.begin(peer)
                         tasks.create_task(self._dial_and_serve(peer), name=f"raft {short(peer)}")
+                for peer, channel in self._dialed.items():
+                    if not useful(peer):
+                        channel.close()
                 await asyncio.sleep(self._retry_seconds())
 
     def dial_anew(self, peer: NodeId) -> None:
@@ -255,7 +267,12 @@ class RaftTransport:
             self._dialing.discard(peer)
             raise
         self._dialing.discard(peer)
-        await self.serve(channel)
+        self._dialed[peer] = channel
+        try:
+            await self.serve(channel)
+        finally:
+            if self._dialed.get(peer) is channel:
+                del self._dialed[peer]
 
     def _retry_seconds(self) -> float:
         return self._timing.append_seconds * (2 + 2 * self._chance())

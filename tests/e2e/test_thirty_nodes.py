@@ -7,7 +7,6 @@ connections while nothing happens is counted, in frames and bytes, by the nodes'
 """
 
 import os
-import statistics
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -39,6 +38,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     folder = tmp_path_factory.mktemp("thirty")
     with local_cluster(folder, MODEL, nodes=NODES, equal=True, start=False) as made:
         seeds = [node.peer for node in made.nodes[:FOUNDERS]]
+        for node in made.nodes[FOUNDERS:]:  # their imports, all at once, are not the founders' load
+            node.prefix = ("nice",)
         for node in made.nodes:
             node.settings["cluster"] |= {"seed_nodes": seeds, "quorum_size": FOUNDERS}
             node.settings["node"] |= {"role": "coordinator", "capacity": 0.0}
@@ -142,9 +143,7 @@ def test_those_that_join_at_once_follow_five_voters_and_load_the_coordinator_les
     followers_max = FOUNDERS * QUIET + HEARTBEATS / LEARNER_HEARTBEATS + 1 / report_period(NODES)
     voting = voters(leads)
     followers = [node for node in cluster.nodes if node.status()["node_id"] not in voting]
-    # Not each: learners that met while they looked for the leader may keep a connection.
-    typical = statistics.median(loads[node.name].frames_in for node in followers)
-    assert typical <= followers_max, loads
+    assert max(loads[node.name].frames_in for node in followers) <= followers_max, loads
 
 
 def test_all_follow_the_next_coordinator_when_it_is_killed(cluster: LocalCluster) -> None:

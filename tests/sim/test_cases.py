@@ -174,6 +174,29 @@ def test_a_voter_that_died_while_it_added_a_learner_comes_back(tmp_path: Path) -
     play(tmp_path, story, 1, learners=1)
 
 
+def test_learners_that_asked_each_other_for_a_leader_let_go_once_they_hear_it(
+    tmp_path: Path,
+) -> None:
+    async def story(cluster: Cluster) -> None:
+        talks: set[tuple[NodeId, NodeId]] = set()
+        cluster.network.watch = lambda channel, _: talks.add((channel.owner, channel.peer_id))
+        for node in cluster.nodes.values():
+            node.introduce(frozenset(cluster.everyone))
+        await cluster.stop(ONE)
+        await asyncio.sleep(15)
+        assert {(TWO, THREE), (THREE, FOUR), (FOUR, TWO)} < talks
+        cluster.start(ONE)
+        await cluster.until_led()
+        await asyncio.sleep(5)
+        talks.clear()
+        await asyncio.sleep(5)
+        assert {frozenset(ways) for ways in talks} == {
+            frozenset({ONE, learner}) for learner in (TWO, THREE, FOUR)
+        }
+
+    play(tmp_path, story, 1, learners=3)
+
+
 def test_a_learner_alone_never_elects_itself(tmp_path: Path) -> None:
     async def story(cluster: Cluster) -> None:
         await cluster.stop(ONE)

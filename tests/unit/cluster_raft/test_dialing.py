@@ -147,3 +147,23 @@ def test_a_node_of_another_cluster_is_refused_ever_more_seldom_and_told_of_once(
         assert "two clusters" in caplog.text
 
     play(story)
+
+
+def test_a_channel_of_no_more_use_is_let_go() -> None:
+    async def story() -> None:
+        line = Line("one")
+        street = Street(lambda: line)
+        wanted, useful = {BERT}, True
+        running = street.transport.run(lambda: wanted, lambda _: useful)
+        living = asyncio.ensure_future(running)
+        await asyncio.sleep(0.5)
+        wanted.clear()
+        await asyncio.sleep(0.5)
+        assert not line.closed
+        useful = False
+        await asyncio.sleep(0.5)
+        assert line.closed
+        living.cancel()
+        await asyncio.wait({living})
+
+    play(story)
