@@ -1,6 +1,8 @@
 """Every family, tied and untied, over one to three stages: the tokens of one whole model.
 
-The weights come from real S3-compatible servers, alternating between the two.
+In CI each family, each number of stages, tied and untied, but not every combination: those are
+`slow` here, and all are tried in tests/integration/engine without processes. The weights come
+from real S3-compatible servers, alternating between the two.
 """
 
 from collections.abc import Iterator
@@ -17,9 +19,14 @@ from tests.support.tiny_models import make_tiny_model, reference_greedy, referen
 pytestmark = pytest.mark.e2e
 
 FAMILIES = ("llama", "qwen3", "mistral")
+IN_CI = {("llama", False, 1), ("llama", True, 3), ("qwen3", False, 2), ("mistral", True, 2)}
 CASES = [
-    pytest.param(family, tied, stages, id=f"{family}-{'tied' if tied else 'untied'}-{stages}")
-    for family, tied, stages in product(FAMILIES, (False, True), (1, 2, 3))
+    pytest.param(
+        *case,
+        id=f"{case[0]}-{'tied' if case[1] else 'untied'}-{case[2]}",
+        marks=[] if case in IN_CI else pytest.mark.slow,
+    )
+    for case in product(FAMILIES, (False, True), (1, 2, 3))
 ]
 PROMPT = [256, *b"Once upon a time"]
 TOKENS = 16

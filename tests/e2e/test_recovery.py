@@ -187,6 +187,7 @@ def test_a_coordinator_that_is_asked_to_leave_lets_another_one_lead_first(
     cluster.wait_until_operational(after_epoch=epoch)
 
 
+@pytest.mark.slow  # in CI: five nodes, in test_partitions.py
 def test_all_nodes_killed_at_once_resume_with_their_identities(
     cluster: LocalCluster, tiny: TinyModel, expected: list[int]
 ) -> None:

@@ -122,10 +122,13 @@ def test_a_second_start_reads_no_tensor_from_s3_and_keeps_the_pinned_root(
 def alone(
     storage: CountingProxy, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LocalCluster]:
-    """One node that holds the whole model, so that no plan decides what it reads."""
+    """One node that holds the whole model, so that no plan decides what it reads.
+
+    It never scrubs its cache, which may find damage before a load does.
+    """
     with local_cluster(
         tmp_path_factory.mktemp("alone"),
-        s3_model(storage.url),
+        s3_model(storage.url) | {"cache_scrub_bytes_per_second": 0},
         nodes=1,
         environments=[credentials_environment(*ALONE)],
     ) as cluster:
