@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypeVar, assert_never
 
+from butterfly_cluster.apply_offers import OfferCommand, change_offer, covers, withdrawn
 from butterfly_cluster.commands import (
     ActAsCoordinator,
     AssignLayers,
@@ -28,6 +29,7 @@ from butterfly_cluster.commands import (
     ReportFailure,
     ReportPlanProblem,
     ReportWarm,
+    Wish,
 )
 from butterfly_cluster.state import (
     Assignment,
@@ -70,7 +72,9 @@ def is_fenced(state: ClusterState, command: Command) -> bool:
     return isinstance(command, Order)
 
 
-def _change(state: ClusterState, index: int, command: Order | Report | Repin) -> ClusterState:
+def _change(state: ClusterState, index: int, command: Order | Report | Wish) -> ClusterState:
+    if isinstance(command, OfferCommand):
+        return change_offer(state, command)
     match command:
         case RegisterMember() | ReportEngine() | MarkDown() | RemoveMember():
             return _change_members(state, index, command)
@@ -162,6 +166,7 @@ def _repin(state: ClusterState) -> ClusterState:
 def _assign(state: ClusterState, command: AssignLayers) -> ClusterState:
     if command.epoch != state.epoch + 1 or not _covers_the_model(state, command):
         return state
+    state = withdrawn(state, f"a new plan was made (epoch {command.epoch}) before it was ready")
     assignment = Assignment(
         command.epoch, command.stages, command.kv_tokens, command.model, command.considered
     )
@@ -176,15 +181,10 @@ def _assign(state: ClusterState, command: AssignLayers) -> ClusterState:
 
 
 def _covers_the_model(state: ClusterState, command: AssignLayers) -> bool:
-    if state.model is None or command.model != state.model.identity or not command.stages:
+    if state.model is None or command.model != state.model.identity:
         return False
-    expected = 0
-    for stage in command.stages:
-        if stage.layers.start != expected or stage.node_id not in state.members:
-            return False
-        expected = stage.layers.stop
-    holders = [stage.node_id for stage in command.stages]
-    return expected == state.model.layer_count and len(set(holders)) == len(holders)
+    known = all(stage.node_id in state.members for stage in command.stages)
+    return known and covers(state.model, command.stages)
 
 
 EpochCommand = (

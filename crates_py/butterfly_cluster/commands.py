@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from butterfly_cluster.offer_commands import Digest, OfferModel, OfferOrder, OfferReport
 from butterfly_cluster.state import Acting, AssignedStage, Role
 from butterfly_core.address import Address
 from butterfly_core.errors import ProtocolViolation
@@ -19,10 +20,6 @@ from butterfly_core.ids import NodeId, parse_node_id
 from butterfly_core.model import ModelSpec
 
 COMMAND_BYTES_MAX = 1 << 20
-
-Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-"""BLAKE3-256 in hexadecimal; looked at when a command is read, by every node alike."""
-
 
 @dataclass(frozen=True, slots=True)
 class RegisterMember:
@@ -173,6 +170,7 @@ Order = (
     | ReportPlanProblem
     | RejectDigests
     | PassValidation
+    | OfferOrder
 )
 """What a coordinator decides. A node removes itself as well, when it leaves."""
 
@@ -194,10 +192,21 @@ class Ordered:
     kind: Literal["ordered"] = "ordered"
 
 
-Report = RegisterMember | ReportEngine | ReportDigests | ReportFailure | ReportWarm | ReportBroken
+Report = (
+    RegisterMember
+    | ReportEngine
+    | ReportDigests
+    | ReportFailure
+    | ReportWarm
+    | ReportBroken
+    | OfferReport
+)
 """What a node says of itself."""
 
-Command = ActAsCoordinator | Ordered | Order | Report | Repin
+Wish = Repin | OfferModel
+"""What a person wants; any node hands it in."""
+
+Command = ActAsCoordinator | Ordered | Order | Report | Wish
 
 _ADAPTER: TypeAdapter[Command] = TypeAdapter(Annotated[Command, Field(discriminator="kind")])
 

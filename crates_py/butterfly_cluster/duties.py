@@ -22,10 +22,12 @@ from butterfly_cluster.observations import (
     HandOver,
     MakePlan,
     Observations,
+    PlanOffer,
     Policy,
     Promote,
     Propose,
 )
+from butterfly_cluster.offer_duties import offer_duty
 from butterfly_cluster.state import Acting, Assignment, ClusterState, Member
 from butterfly_cluster.voters import voter_duty
 from butterfly_core.ids import NodeId, short
@@ -38,6 +40,7 @@ __all__ = [
     "HandOver",
     "MakePlan",
     "Observations",
+    "PlanOffer",
     "Policy",
     "Promote",
     "Propose",
@@ -59,6 +62,7 @@ def coordinator_duty(state: ClusterState, seen: Observations, policy: Policy) ->
     return (
         _bury_the_dead(state, seen, policy)
         or _describe(state, seen)
+        or offer_duty(state, seen, policy, _machines(_carriers(state)))
         or (_plan(state, seen, policy) if seen.may_plan else None)
         or _judge_digests(state, seen)
         or voter_duty(state, seen, policy)
@@ -111,10 +115,10 @@ def _plan(state: ClusterState, seen: Observations, policy: Policy) -> Duty | Non
         return None
     if len(state.live) < policy.quorum_size:
         return None
-    carriers = [member for member in state.live if member.carries_layers]
+    carriers = _carriers(state)
     if any(_is_doubtful(state, member, seen, policy) for member in carriers):
         return None
-    machines = tuple(member for member in carriers if member.engine and member.capacity)
+    machines = _machines(carriers)
     waiting = len(machines) < len(carriers)
     rested = seen.settled_seconds >= policy.engine_grace_seconds if waiting else True
     if not machines:
@@ -130,6 +134,14 @@ def _plan(state: ClusterState, seen: Observations, policy: Policy) -> Duty | Non
     if _has_newcomer(assignment, machines, seen) and _may_rebalance(state, seen, policy):
         return MakePlan(state.epoch + 1, machines)
     return None
+
+
+def _carriers(state: ClusterState) -> list[Member]:
+    return [member for member in state.live if member.carries_layers]
+
+
+def _machines(carriers: list[Member]) -> tuple[Member, ...]:
+    return tuple(member for member in carriers if member.engine and member.capacity)
 
 
 def _is_doubtful(state: ClusterState, member: Member, seen: Observations, policy: Policy) -> bool:
@@ -154,6 +166,8 @@ def _has_newcomer(assignment: Assignment, machines: tuple[Member, ...], seen: Ob
 
 
 def _may_rebalance(state: ClusterState, seen: Observations, policy: Policy) -> bool:
+    if state.open_offer is not None:  # it is planned anew as it comes
+        return False
     if not state.is_active:  # a load under way is not given up, unless it fails
         return bool(state.failures) and seen.settled_seconds >= policy.rebalance_after_seconds
     return (

@@ -29,6 +29,7 @@ from butterfly_cluster.lifecycle import (
     Started,
     Unassigned,
 )
+from butterfly_cluster.offer_commands import OfferReport
 from butterfly_cluster.state import Assignment, ClusterState, Failure
 from butterfly_core.hardware import Capacity
 from butterfly_core.ids import NodeId
@@ -55,6 +56,8 @@ class Facts:
     broken: ReportBroken | None = None
     rejections_seen: int = 0
     draining: bool = False
+    offer_report: OfferReport | None = None
+    """What became of the offered model here."""
     problem: str | None = None
     """Why nothing may be admitted although the committed state allows it, or None."""
 
@@ -68,9 +71,18 @@ def node_duty(state: ClusterState, facts: Facts) -> Command | None:
     if member.engine != facts.engine:
         return ReportEngine(me, facts.engine, facts.capacity)
     stage = state.assignment.stage_of(me) if state.assignment else None
-    if stage is None or stage.engine != facts.engine:
+    if stage is not None and stage.engine == facts.engine:
+        duty = _epoch_duty(state, facts, me)
+        if duty is not None:
+            return duty
+    return _offer_duty(state, facts, me)
+
+
+def _offer_duty(state: ClusterState, facts: Facts, me: NodeId) -> Command | None:
+    report, offer = facts.offer_report, state.open_offer
+    if report is None or offer is None or report.number != offer.number or me in offer.prepared:
         return None
-    return _epoch_duty(state, facts, me)
+    return report
 
 
 def _registered(state: ClusterState, wanted: RegisterMember) -> bool:

@@ -22,6 +22,8 @@ class Policy:
     max_voters: int = 5
     replace_after_seconds: float = 10.0
     forget_dead_after_seconds: float = 86400.0
+    switch_after_seconds: float = 10.0
+    """So long answers under way may take to end before another model takes over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,9 @@ class Observations:
     vote. ``mute``: nodes whose disk failed, so that they cannot.
     ``witnesses``, ``cut_off``, ``refused``: as ``liveness.Signs`` has them, by member.
     ``may_plan``: False for a moment after a plan that could not be made.
+    ``offered``, ``offered_root_of``: as ``described`` and ``root_of``, of the model that is offered.
+    ``offer_ready_seconds``: since the offer was first seen ready. ``requests_late_seconds``: by so
+    much ``active_requests`` may be behind.
     """
 
     silent_seconds: Mapping[NodeId, float]
@@ -56,6 +61,10 @@ class Observations:
     cut_off: frozenset[NodeId] = frozenset()
     refused: frozenset[NodeId] = frozenset()
     may_plan: bool = True
+    offered: DescribeModel | None = None
+    offered_root_of: Callable[[Mapping[str, str]], str] | None = None
+    offer_ready_seconds: float = 0.0
+    requests_late_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +90,14 @@ class MakePlan:
 
 
 @dataclass(frozen=True, slots=True)
+class PlanOffer:
+    """Place the offered model on these members' engines, beside what they hold."""
+
+    number: int
+    machines: tuple[Member, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Promote:
     """Make a learner a voter."""
 
@@ -99,4 +116,4 @@ class HandOver:
     """Let another voter lead: this one shall not vote any more."""
 
 
-Duty = Act | Propose | MakePlan | Promote | Demote | HandOver
+Duty = Act | Propose | MakePlan | PlanOffer | Promote | Demote | HandOver

@@ -99,10 +99,61 @@ class Acting:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelPlace:
+    """Where a model lies, for every node alike; the words of the ``[model]`` section."""
+
+    source_type: str
+    source_path: str
+    endpoint_url: str | None = None
+    region: str | None = None
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.source_type}:{self.source_path}"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOffer:
+    """A model that is to take over from the one that serves in ``epoch``.
+
+    It has a ``spec`` and ``stages`` once it is planned, and is ready when every stage has told its
+    digests. It ends in one of two ways: ``withdrawn`` says why the old model goes on, and
+    ``switched_epoch`` is the first one of the new model.
+    """
+
+    number: int
+    place: ModelPlace
+    epoch: int
+    spec: ModelSpec | None = None
+    part_digests: Mapping[str, str] = field(default_factory=dict)
+    stages: tuple[AssignedStage, ...] = ()
+    kv_tokens: int = 0
+    considered: tuple[str, ...] = ()
+    prepared: Mapping[NodeId, Mapping[str, str]] = field(default_factory=dict)
+    withdrawn: str | None = None
+    switched_epoch: int = 0
+
+    @property
+    def is_open(self) -> bool:
+        return self.withdrawn is None and not self.switched_epoch
+
+    @property
+    def is_ready(self) -> bool:
+        """True when nothing is missing but the switch: requests wait for it from here on."""
+        told = self.prepared.keys()
+        return self.is_open and bool(self.stages) and {s.node_id for s in self.stages} <= told
+
+    def stage_of(self, node_id: NodeId) -> AssignedStage | None:
+        return next((stage for stage in self.stages if stage.node_id == node_id), None)
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterState:
     """Everything committed. ``index`` is the log index it was read at; ``departed`` left for
     good and may be voters still; ``acting`` is the one coordinator whose orders count. In
-    ``repinned_epoch`` a pinned root was given up: what is held of it counts no more."""
+    ``repinned_epoch`` a pinned root was given up: what is held of it counts no more.
+    ``source`` is where the model lies; None: where each node's ``[model]`` section says.
+    ``offer`` is the newest one, also when it has ended."""
 
     members: Mapping[NodeId, Member] = field(default_factory=dict)
     departed: tuple[NodeId, ...] = ()
@@ -124,10 +175,17 @@ class ClusterState:
     repinned_epoch: int = 0
     acting: Acting | None = None
     index: int = 0
+    source: ModelPlace | None = None
+    offer: ModelOffer | None = None
 
     @property
     def epoch(self) -> int:
         return self.assignment.epoch if self.assignment else 0
+
+    @property
+    def open_offer(self) -> ModelOffer | None:
+        """The offer that is neither withdrawn nor switched to."""
+        return self.offer if self.offer is not None and self.offer.is_open else None
 
     @property
     def live(self) -> tuple[Member, ...]:
@@ -140,12 +198,12 @@ class ClusterState:
         """True when every stage lives in the engine it was given to, and the links hold."""
         if self.assignment is None or self.broken_epoch == self.epoch:
             return False
-        return all(
-            (member := self.members.get(stage.node_id)) is not None
-            and member.alive
-            and member.engine == stage.engine
-            for stage in self.assignment.stages
-        )
+        return all(map(self.lives, self.assignment.stages))
+
+    def lives(self, stage: AssignedStage) -> bool:
+        """True when the engine that the stage was given to still runs."""
+        member = self.members.get(stage.node_id)
+        return member is not None and member.alive and member.engine == stage.engine
 
     @property
     def is_active(self) -> bool:
