@@ -6,9 +6,7 @@ descriptors arrive in the order of the messages that own them. Both ends are the
 the same machine and of the same version: the limits here guard against bugs, not enemies.
 """
 
-import socket
 import struct
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
@@ -17,14 +15,12 @@ import msgpack
 from pydantic import Field, TypeAdapter, ValidationError
 
 from butterfly.peer_messages import PeerLink, PeersOpened, WantPeers
-from butterfly_core.errors import EngineLost, ProtocolViolation
+from butterfly_core.errors import ProtocolViolation
 from butterfly_core.generation import GenerationRequest, TokensEmitted
 from butterfly_core.hardware import Capacity
 
 MESSAGE_BYTES_MAX = 256 << 20
 _LENGTH = struct.Struct("<I")
-_RECEIVE_BYTES = 1 << 18
-_DESCRIPTORS_MAX = 16
 T = TypeVar("T")
 
 
@@ -78,6 +74,23 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class Prepare:
+    """Hold the layers of this order beside the present ones, until a ``Load`` of its model comes,
+    or one of another model, which forgets them. ``number`` is the offer's."""
+
+    number: int
+    load: Load
+    kind: Literal["prepare"] = "prepare"
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Forget what was prepared, and stop preparing; the present layers stay."""
+
+    kind: Literal["give_up"] = "give_up"
+
+
+@dataclass(frozen=True, slots=True)
 class Drop:
     """Forget all layers."""
 
@@ -118,7 +131,7 @@ class Cancel:
     kind: Literal["cancel"] = "cancel"
 
 
-ToEngine = Load | Drop | Link | PeerLink | PeersOpened | WarmUp | Submit | Cancel
+ToEngine = Load | Prepare | GiveUp | Drop | Link | PeerLink | PeersOpened | WarmUp | Submit | Cancel
 
 
 # What the engine tells its node.
@@ -172,6 +185,15 @@ class LoadFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Preparing:
+    """How far an order to prepare has come, or its fate."""
+
+    number: int
+    told: Annotated[Progressed | Loaded | LoadFailed, Field(discriminator="kind")]
+    kind: Literal["preparing"] = "preparing"
+
+
+@dataclass(frozen=True, slots=True)
 class WarmedUp:
     epoch: int
     problem: str | None
@@ -207,6 +229,7 @@ FromEngine = (
     | Progressed
     | Loaded
     | LoadFailed
+    | Preparing
     | WantPeers
     | WarmedUp
     | Emitted
@@ -268,31 +291,3 @@ class Splitter:
             bodies.append(bytes(self._held[_LENGTH.size : _LENGTH.size + length]))
             del self._held[: _LENGTH.size + length]
         return bodies
-
-
-class BlockingChannel:
-    """The engine's end: one thread receives, any thread sends (under the caller's lock)."""
-
-    def __init__(self, connected: socket.socket) -> None:
-        self._socket = connected
-        self._splitter = Splitter()
-        self._bodies: deque[bytes] = deque()
-        self._descriptors: deque[int] = deque()
-
-    def send(self, message: FromEngine) -> None:
-        self._socket.sendall(pack(message))
-
-    def receive(self) -> tuple[ToEngine, socket.socket | None]:
-        """The next message, and the socket that came with it. Raises EngineLost at the end."""
-        while not self._bodies:
-            data, descriptors, _, _ = socket.recv_fds(
-                self._socket, _RECEIVE_BYTES, _DESCRIPTORS_MAX
-            )
-            if not data:
-                raise EngineLost("the node process closed the channel")
-            self._descriptors.extend(descriptors)
-            self._bodies.extend(self._splitter.feed(data))
-        message = parse_to_engine(self._bodies.popleft())
-        if not isinstance(message, Link | PeerLink):
-            return message, None
-        return message, socket.socket(fileno=self._descriptors.popleft())

@@ -12,15 +12,17 @@ from socket import socket
 from typing import assert_never
 
 from butterfly.channel import (
-    BlockingChannel,
     Cancel,
     Drop,
     Emitted,
     EngineSettings,
     FromEngine,
+    GiveUp,
     Link,
     LinkLost,
     Load,
+    Prepare,
+    Preparing,
     Statistics,
     Submit,
     ToEngine,
@@ -29,12 +31,13 @@ from butterfly.channel import (
 )
 from butterfly.engine_host.hops import link_of
 from butterfly.engine_host.loading import Weights
+from butterfly.engine_host.node_channel import BlockingChannel
 from butterfly.engine_host.peer_links import PeerHub
-from butterfly.engine_host.pipeline import Pipeline, build_stage, warm_up
-from butterfly.engine_host.telling import load_failed, loaded, loading, passed
+from butterfly.engine_host.pipeline import Pipeline, build_stage, retire, warm_up
+from butterfly.engine_host.telling import load_failed, loaded, loading, passed, refusal
 from butterfly.handover import decode_checkpoint
 from butterfly.peer_messages import PeerLink, PeersOpened, WantPeers
-from butterfly_core.errors import ButterflyError, EngineLost, NotServing
+from butterfly_core.errors import ButterflyError, EngineLost
 from butterfly_core.generation import FinishReason, TokensEmitted
 from butterfly_engine.stage import Stage
 from butterfly_weights.loader import LoadResult
@@ -60,6 +63,7 @@ class Host:
         self._weights = Weights(self._peers, device, settings.verify_device)
         self._epoch = 0
         self._cancelled = threading.Event()
+        self._given_up = threading.Event()
         self._working: threading.Thread | None = None
         self._pipeline: Pipeline | None = None
         self._early_links: list[tuple[Link, DataLink]] = []
@@ -92,11 +96,8 @@ class Host:
 
     def _take(self, message: ToEngine, connected: socket | None) -> None:
         match message:
-            case Load():
-                self._begin(message)
-            case Drop():
-                self._stop()
-                self._then("drop", self._weights.drop)
+            case Load() | Prepare() | GiveUp() | Drop():
+                self._take_order(message)
             case Link():
                 assert connected is not None
                 self._connect(message, connected)
@@ -115,6 +116,22 @@ class Host:
             case _:
                 assert_never(message)
 
+    def _take_order(self, order: Load | Prepare | GiveUp | Drop) -> None:
+        """What is to be held from now on; one after the other."""
+        match order:
+            case Load():
+                self._begin(order)
+            case Prepare():
+                self._begin_to_prepare(order)
+            case GiveUp():
+                self._given_up.set()
+                self._then("give up", self._weights.give_up)
+            case Drop():
+                self._stop()
+                self._then("drop", self._weights.drop)
+            case _:
+                assert_never(order)
+
     def _begin(self, order: Load) -> None:
         self._stop()
         self._epoch = order.epoch
@@ -125,12 +142,13 @@ class Host:
         """Let the load and the pipeline of the present epoch end; ``_then`` waits for them."""
         with self._lock:
             self._cancelled.set()
+            self._given_up.set()
             pipeline, self._pipeline = self._pipeline, None
             early, self._early_links = self._early_links, []
         for _, link in early:
             link.close()
         if pipeline is not None:
-            self._then("stop", lambda: _retire(pipeline))
+            self._then("stop", lambda: retire(pipeline, STOP_SECONDS / 2))
 
     def _then(self, name: str, work: Callable[[], None]) -> None:
         """Do the work on a thread of its own, as soon as what was begun before has ended.
@@ -167,6 +185,29 @@ class Host:
         if pipeline is not None and self._install(pipeline, cancelled):
             self.send(loaded(order.epoch, self._weights.part_digests, outcome))
 
+    def _begin_to_prepare(self, order: Prepare) -> None:
+        """Beside the pipeline, which goes on. Whatever ends the present epoch ends this too."""
+        self._given_up.set()
+        given_up = self._given_up = threading.Event()
+        self._then("prepare", lambda: self._prepare(order, given_up))
+
+    def _prepare(self, order: Prepare, given_up: threading.Event) -> None:
+        if given_up.is_set():
+            return
+        number, load = order.number, order.load
+        try:
+            outcome = self._weights.prepare(
+                load,
+                on_progress=lambda now: self.send(Preparing(number, loading(load.epoch, now))),
+                cancelled=given_up.is_set,
+            )
+        except Exception as error:  # noqa: BLE001 - whatever it is, the node must hear of it
+            if not given_up.is_set():
+                self.send(Preparing(number, load_failed(load.epoch, error)))
+            return
+        told = loaded(load.epoch, self._weights.prepared_digests, outcome)
+        self.send(Preparing(number, told))
+
     def _make_stage(
         self, order: Load, outcome: LoadResult, cancelled: threading.Event
     ) -> Stage | None:
@@ -199,7 +240,7 @@ class Host:
                 self._pipeline = pipeline
             early, self._early_links = ([], self._early_links) if late else (self._early_links, [])
         if late:
-            _retire(pipeline)
+            retire(pipeline, STOP_SECONDS / 2)
         for message, link in early:
             self._attach(message, link)
         return not late
@@ -240,7 +281,7 @@ class Host:
                 raise EngineLost(f"epoch {order.epoch} is over")
             pipeline.submit(order.request)
         except ButterflyError as error:
-            refused = TokensEmitted(request_id, (), FinishReason.ERROR, _told(error))
+            refused = TokensEmitted(request_id, (), FinishReason.ERROR, refusal(error))
             self.send(Emitted(order.epoch, (refused,)))
 
     def _tell_statistics(self) -> None:
@@ -255,15 +296,3 @@ class Host:
         thread = threading.Thread(target=work, name=name, daemon=True)
         thread.start()
         return thread
-
-
-def _told(error: ButterflyError) -> str:
-    """The error for the node. A pipeline that ended is a loss, not a refusal: another goes on."""
-    over = isinstance(error, NotServing) and error.phase != "serving"
-    return f"{'EngineLost' if over else type(error).__name__}: {error}"
-
-
-def _retire(pipeline: Pipeline) -> None:
-    """Raises EngineLost when a step of it hangs: its memory is not free then."""
-    if not pipeline.close(STOP_SECONDS / 2):
-        raise EngineLost(f"a step of epoch {pipeline.epoch} hangs in its device")

@@ -2,12 +2,13 @@
 come.
 
 Parts that an earlier epoch loaded for the same model are kept, so a new plan costs only what
-moved to this machine.
+moved to this machine. Another model can be prepared beside the present one.
 """
 
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -20,8 +21,10 @@ from butterfly.handover import decode_checkpoint
 from butterfly_core.layers import LayerRange, part_of_tensor, stage_parts
 from butterfly_weights.cache import TensorCache
 from butterfly_weights.cache_files import clear
+from butterfly_weights.checkpoint import Checkpoint
 from butterfly_weights.handing_on import LoadedPart, LoadedTensor
 from butterfly_weights.loader import Loader, LoadResult
+from butterfly_weights.manifest import part_digests
 from butterfly_weights.progress import LoadProgress
 from butterfly_weights.source import Source, SourceOptions, open_source
 
@@ -31,18 +34,63 @@ _CACHE_FLUSH_SECONDS = 2.0
 _NOTHING_LOADED = LoadResult({}, {}, 0, 0)
 
 
+@dataclass
+class Holdings:
+    """Proven tensors of one model on the device, with the digests of all of them and of their
+    parts."""
+
+    model: str = ""
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
+    digests: dict[str, bytes] = field(default_factory=dict)
+    part_digests: dict[str, str] = field(default_factory=dict)
+
+    def keep_only(self, parts: Collection[str]) -> None:
+        """Forget parts that are not wanted."""
+        for name in [name for name in self.digests if part_of_tensor(name) not in parts]:
+            del self.tensors[name], self.digests[name]
+        self.part_digests = {
+            part: digest for part, digest in self.part_digests.items() if part in parts
+        }
+
+    def take(self, incoming: "_Incoming", *, whole: bool) -> None:
+        """What has come: all of a load that succeeded; of one that failed, the parts that were
+        compared with a manifest, so that trying again costs only the others."""
+        for part, tensors in incoming.parts:
+            if whole or part.is_final:
+                self.tensors.update(tensors)
+                self.digests.update({n: entry.digest for n, entry in part.entries.items()})
+                self.part_digests[part.name] = part.digest
+
+    def alike(self, checkpoint: Checkpoint, parts: Collection[str]) -> frozenset[str]:
+        """Tensors of these parts that are here already, bit by bit, as the manifest tells."""
+        if checkpoint.manifest is None:
+            return frozenset()
+        entries = checkpoint.manifest.tensors
+        return frozenset(
+            tensor.name
+            for tensor in checkpoint.tensors
+            if tensor.part in parts and self.digests.get(tensor.name) == entries[tensor.name].digest
+        )
+
+
 class Weights:
-    """What this process holds and has proven. One thread at a time may ``load``."""
+    """What this process holds and has proven. One thread at a time may load, prepare or drop."""
 
     def __init__(
         self, peers: PeerHub, device: str = "cpu", verify_device: VerifyDevice = "sample"
     ) -> None:
         self._peers = peers
         self._device, self._verify_device = torch.device(device), verify_device
-        self._model = ""
-        self._tensors: dict[str, torch.Tensor] = {}
+        self._held, self._prepared = Holdings(), Holdings()
         self._cache: TensorCache | None = None
-        self.part_digests: dict[str, str] = {}
+
+    @property
+    def part_digests(self) -> Mapping[str, str]:
+        return self._held.part_digests
+
+    @property
+    def prepared_digests(self) -> Mapping[str, str]:
+        return self._prepared.part_digests
 
     def load(
         self,
@@ -52,47 +100,94 @@ class Weights:
         cancelled: Callable[[], bool],
     ) -> LoadResult:
         """Hold exactly the parts that the order asks for. Raises the loader's errors."""
-        layers = LayerRange(order.start, order.stop)
-        parts = stage_parts(layers, order.layer_count, tied=order.tied)
+        parts = _parts_of(order)
         cache = self._cache_of(order.source)
         if order.forget:
             self.drop()
             if order.source.cache_directory is not None:
                 clear(Path(order.source.cache_directory))
-        if cache is not None and order.model != self._model:
+        if cache is not None and order.model not in (self._held.model, self._prepared.model):
             cache.protect_from_now()
-        self._keep_only(order.model, parts)
-        missing = [part for part in parts if part not in self.part_digests]
+        self._hold_model(order.model)
+        self._held.keep_only(parts)
+        missing = [part for part in parts if part not in self._held.part_digests]
         if not missing:
             return _NOTHING_LOADED
-        source, incoming = _open(order.source), _Incoming(self._device, self._verify_device)
+        incoming = _Incoming(self._device, self._verify_device)
+        try:
+            checkpoint = decode_checkpoint(order.checkpoint)
+            result = self._fetch(order, checkpoint, missing, incoming, on_progress, cancelled)
+        except BaseException:
+            self._held.take(incoming, whole=False)
+            raise
+        self._held.take(incoming, whole=True)
+        return result
+
+    def prepare(
+        self,
+        order: Load,
+        *,
+        on_progress: Callable[[LoadProgress], None],
+        cancelled: Callable[[], bool],
+    ) -> LoadResult:
+        """Hold the order's parts beside the present ones. What its manifest says is the same in
+        both lies in memory once, and is not read again. Raises the loader's errors."""
+        self.give_up()
+        parts = _parts_of(order)
+        cache = self._cache_of(order.source)
+        if cache is not None:
+            cache.protect_from_now()
+        checkpoint = decode_checkpoint(order.checkpoint)
+        shared = self._held.alike(checkpoint, parts)
+        rest = tuple(tensor for tensor in checkpoint.tensors if tensor.name not in shared)
+        incoming = _Incoming(self._device, self._verify_device)
+        result = self._fetch(
+            order, replace(checkpoint, tensors=rest), parts, incoming, on_progress, cancelled
+        )
+        prepared = Holdings(order.model)
+        prepared.take(incoming, whole=True)
+        for name in shared:
+            prepared.tensors[name] = self._held.tensors[name]
+            prepared.digests[name] = self._held.digests[name]
+        prepared.part_digests = part_digests(prepared.digests, parts)
+        self._prepared = prepared
+        return result
+
+    def give_up(self) -> None:
+        """Forget what was prepared."""
+        self._prepared = Holdings()
+
+    def _hold_model(self, model: str) -> None:
+        """Turn to what was prepared, if it is of this model; forget what is of others."""
+        if model != self._held.model:
+            ready = self._prepared.model == model
+            self._held = self._prepared if ready else Holdings(model)
+        self.give_up()
+
+    def _fetch(
+        self,
+        order: Load,
+        checkpoint: Checkpoint,
+        parts: Sequence[str],
+        incoming: "_Incoming",
+        on_progress: Callable[[LoadProgress], None],
+        cancelled: Callable[[], bool],
+    ) -> LoadResult:
+        source, cache = _open(order.source), self._cache_of(order.source)
         try:
             peers = self._peers.for_load(order, cache)
-            loader = Loader(source, decode_checkpoint(order.checkpoint), cache=cache, peers=peers)
-            result = loader.load(
-                missing,
+            result = Loader(source, checkpoint, cache=cache, peers=peers).load(
+                parts,
                 on_progress=on_progress,
                 cancelled=cancelled,
                 on_part=incoming.take,
                 destination=incoming.uploader,
             )
-        except BaseException:
-            self._keep(incoming, whole=False)
-            raise
         finally:
             source.close()
-        self._keep(incoming, whole=True)
         for event in (*result.events, *(cache.notes if cache else ())):
             log.warning("while loading: %s", event)
         return result
-
-    def _keep(self, incoming: "_Incoming", *, whole: bool) -> None:
-        """Take what has come: all of a load that succeeded; of one that failed, the parts that
-        were compared with a manifest, so that trying again costs only the others."""
-        for part, tensors in incoming.parts:
-            if whole or part.is_final:
-                self._tensors.update(tensors)
-                self.part_digests[part.name] = part.digest
 
     def _cache_of(self, source: ModelSource) -> TensorCache | None:
         if self._cache is None and source.cache_directory is not None:
@@ -103,20 +198,9 @@ class Weights:
             )
         return self._cache
 
-    def _keep_only(self, model: str, parts: tuple[str, ...]) -> None:
-        """Forget other models' tensors and parts that are not wanted."""
-        wanted = set(parts) if model == self._model else set()
-        self._model = model
-        self._tensors = {
-            name: tensor for name, tensor in self._tensors.items() if part_of_tensor(name) in wanted
-        }
-        self.part_digests = {
-            part: digest for part, digest in self.part_digests.items() if part in wanted
-        }
-
     def as_torch(self) -> dict[str, torch.Tensor]:
         """What is held, on the device, nothing copied."""
-        return dict(self._tensors)
+        return dict(self._held.tensors)
 
     def cache_statistics(self) -> Mapping[str, int]:
         """What the cache's scrub has done, by the names of the node's metrics."""
@@ -127,14 +211,18 @@ class Weights:
 
     def drop(self) -> None:
         """Hold nothing."""
-        self._tensors = {}
-        self.part_digests = {}
+        self._held, self._prepared = Holdings(self._held.model), Holdings()
 
     def close(self) -> None:
         """Give the cache a moment to write what it still holds."""
         if self._cache is not None:
             self._cache.flush(_CACHE_FLUSH_SECONDS)
             self._cache.close()
+
+
+def _parts_of(order: Load) -> tuple[str, ...]:
+    layers = LayerRange(order.start, order.stop)
+    return stage_parts(layers, order.layer_count, tied=order.tied)
 
 
 class _Incoming:

@@ -18,7 +18,8 @@ import threading
 from types import TracebackType
 from typing import Final
 
-from butterfly.channel import BlockingChannel, EngineSettings, Hello
+from butterfly.channel import EngineSettings, Hello
+from butterfly.engine_host.node_channel import BlockingChannel
 from butterfly_core.errors import EngineLost
 
 _PR_SET_PDEATHSIG: Final = 1

@@ -176,3 +176,9 @@ class Pipeline:
         for link in links:
             link.close()
         return ended
+
+
+def retire(pipeline: Pipeline, patience_seconds: float) -> None:
+    """Raises EngineLost when a step of it hangs: its memory is not free then."""
+    if not pipeline.close(patience_seconds):
+        raise EngineLost(f"a step of epoch {pipeline.epoch} hangs in its device")

@@ -1,10 +1,10 @@
-"""A load's fate in the words of the engine channel."""
+"""A load's fate, and why a request is refused, in the words of the engine channel."""
 
 import logging
 from collections.abc import Mapping
 
 from butterfly.channel import Loaded, LoadFailed, Progressed
-from butterfly_core.errors import ButterflyError, VerificationFailed
+from butterfly_core.errors import ButterflyError, NotServing, VerificationFailed
 from butterfly_weights.loader import LoadResult
 from butterfly_weights.progress import LoadProgress
 
@@ -53,3 +53,9 @@ def load_failed(epoch: int, error: Exception) -> LoadFailed:
         tensor=getattr(error, "tensor", None) or None,
         unproven=isinstance(error, VerificationFailed),
     )
+
+
+def refusal(error: ButterflyError) -> str:
+    """The error for the node. A pipeline that ended is a loss, not a refusal: another goes on."""
+    over = isinstance(error, NotServing) and error.phase != "serving"
+    return f"{'EngineLost' if over else type(error).__name__}: {error}"

@@ -11,6 +11,7 @@ from butterfly.channel import (
     LinkLost,
     Loaded,
     LoadFailed,
+    Preparing,
     Progressed,
     Statistics,
     WarmedUp,
@@ -38,8 +39,10 @@ class EngineEars:
         post: Callable[[Event], None],
         capacity_share: float,
         want_peers: Callable[[int], None] = lambda _: None,
+        on_preparing: Callable[[Preparing], None] = lambda _: None,
     ) -> None:
-        """``want_peers(turn)``: its load could use weights that other nodes hold."""
+        """``want_peers(turn)``: its load could use weights that other nodes hold.
+        ``on_preparing``: what becomes of a model that is offered."""
         self._me = me
         self._local = local
         self._effects = effects
@@ -47,6 +50,7 @@ class EngineEars:
         self._post = post
         self._capacity_share = capacity_share
         self._want_peers = want_peers
+        self._on_preparing = on_preparing
 
     def hear(self, message: FromEngine) -> None:
         """One message, in the order in which the engine sent them."""
@@ -60,6 +64,8 @@ class EngineEars:
                 self._note_progress(message)
             case Loaded() | LoadFailed() | WarmedUp():
                 self._effects.take_answer(message)
+            case Preparing():
+                self._on_preparing(message)
             case WantPeers(turn=turn):
                 self._want_peers(turn)
             case Emitted():

@@ -39,7 +39,7 @@ class Observations:
     vote. ``mute``: nodes whose disk failed, so that they cannot.
     ``witnesses``, ``cut_off``, ``refused``: as ``liveness.Signs`` has them, by member.
     ``may_plan``: False for a moment after a plan that could not be made.
-    ``offered``, ``offered_root_of``: as ``described`` and ``root_of``, of the model that is offered.
+    ``offered``, ``offered_root_of``: as ``described`` and ``root_of``, of the offered model.
     ``offer_ready_seconds``: since the offer was first seen ready. ``requests_late_seconds``: by so
     much ``active_requests`` may be behind.
     """

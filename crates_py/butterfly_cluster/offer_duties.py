@@ -34,7 +34,7 @@ def _lost(state: ClusterState, offer: ModelOffer) -> str | None:
     if offer.epoch != state.epoch or not state.is_intact:
         why = state.broken_reason if state.broken_epoch == state.epoch else None
         told = f": {why}" if why else ""
-        return f"the pipeline of epoch {offer.epoch} broke before it was ready{told}; offer it again"
+        return f"the pipeline of epoch {offer.epoch} broke meanwhile{told}; offer it again"
     for stage in offer.stages:
         if not state.lives(stage):
             return (

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from butterfly.channel import (
-    BlockingChannel,
     EngineSettings,
     Load,
     LoadFailed,
@@ -17,6 +16,7 @@ from butterfly.channel import (
 )
 from butterfly.engine_host import host as host_module
 from butterfly.engine_host.host import Host
+from butterfly.engine_host.node_channel import BlockingChannel
 from butterfly_core.errors import EngineLost
 
 SECONDS = 30.0

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from butterfly.channel import (
     MESSAGE_BYTES_MAX,
-    BlockingChannel,
     Cancel,
     Drop,
     Emitted,
     FromEngine,
+    GiveUp,
     Hello,
     Link,
     LinkLost,
@@ -21,17 +21,19 @@ from butterfly.channel import (
     Loaded,
     LoadFailed,
     ModelSource,
+    Prepare,
+    Preparing,
     Progressed,
     Splitter,
     Statistics,
     Submit,
     ToEngine,
-    WarmedUp,
     WarmUp,
     pack,
     parse_from_engine,
     parse_to_engine,
 )
+from butterfly.engine_host.node_channel import BlockingChannel
 from butterfly.peer_messages import PeerLink, PeersOpened, WantPeers
 from butterfly_core.errors import EngineLost, ProtocolViolation
 from butterfly_core.generation import (
@@ -46,6 +48,8 @@ SOURCE = ModelSource("s3", "s3://b/m", "http://127.0.0.1:9", None, "/cache", 0)
 REQUEST = GenerationRequest("r", (1, 2), 8, SamplingParams(0.5, 0.9, 3, 7), (2,), True, (5,))
 TO_ENGINE: list[ToEngine] = [
     Load(1, "root", SOURCE, b"\x00\xff", 0, 4, 8, True, 64, 2),
+    Prepare(3, Load(0, "root", SOURCE, b"\x00", 0, 4, 8, True, 64, 2)),
+    GiveUp(),
     Drop(),
     PeersOpened(3),
     WarmUp(1, 2.5),
@@ -57,7 +61,8 @@ FROM_ENGINE: list[FromEngine] = [
     Progressed(1, "warmup", 1, 2, 3, 4),
     Loaded(1, {"layers.0": "d"}, 1, 2, ("leaf",), ("a cache file was damaged",)),
     LoadFailed(1, "no", "SourceError", "a.safetensors", "w"),
-    WarmedUp(1, None),
+    Preparing(3, Progressed(0, "loading_weights", 1, 2, 3, 4)),
+    Preparing(3, LoadFailed(0, "no", "SourceError")),
     Emitted(1, (TokensEmitted("r", (1, 2), FinishReason.STOP), TokensEmitted("s", (3,)))),
     LinkLost(1, "cut"),
     WantPeers(3),
