@@ -45,6 +45,13 @@ class NodeView(Protocol):
     async def clear_cache(self, *, older_than_seconds: float, dry_run: bool) -> Cleared:
         """Delete what of this node's weight cache was not used for so long; 0 is all of it."""
 
+    async def load_model(self, place: Mapping[str, str]) -> int:
+        """Offer the model at a place to the cluster; the number of the offer, once committed.
+
+        ``place`` has words of the ``[model]`` section. Raises RequestError, NotServing,
+        Unreachable.
+        """
+
     async def repin(self, root: str) -> None:
         """Give up the pinned root; returns once that is committed.
 
@@ -91,8 +98,14 @@ class TextModelLike(Protocol):
 class Serving(Protocol):
     """The cluster as one model that answers."""
 
+    async def ready(self) -> None:
+        """While another model takes over: until it has, in bounded time."""
+
     def text(self) -> TextModelLike:
         """The tokenizer of the served model. Raises NotServing."""
+
+    def weights(self) -> str:
+        """What tells the model of ``text`` from any other."""
 
     def model_name(self) -> str:
         """The name that clients ask for."""

@@ -9,13 +9,14 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
-from typing import Final, assert_never
+from typing import Final, Protocol, TypeVar, assert_never
 
 from butterfly.config import NodeConfig
 from butterfly.node.consensus import Consensus
 from butterfly.node.model import ModelReader, in_daemon_thread
 from butterfly.node.observing import Observer, Refuses
 from butterfly.node.planning import demand_of, make_plan, resident
+from butterfly.node.planning_offers import alike_parts, plan_beside
 from butterfly.node.replica import Replica
 from butterfly.node.reports import Reports
 from butterfly.node.settings import admission_lease
@@ -33,16 +34,17 @@ from butterfly_cluster.duties import (
     HandOver,
     MakePlan,
     Observations,
+    PlanOffer,
     Policy,
     Promote,
     Propose,
     coordinator_duty,
 )
+from butterfly_cluster.offer_commands import PrepareModel, WithdrawModel
 from butterfly_cluster.state import Acting, AssignedStage, ClusterState
 from butterfly_cluster.steady_clock import steady_seconds
 from butterfly_core.errors import ButterflyError, DoesNotFit
 from butterfly_core.ids import NodeId, short
-from butterfly_partition.planned import Plan
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +52,15 @@ _LOOK_SECONDS: Final = 0.1
 _PROPOSE_SECONDS: Final = 3.0
 _PAUSE_AFTER_FAILURE_SECONDS: Final = 0.5
 _PLAN_AGAIN_SECONDS: Final = 1.0
+
+
+T = TypeVar("T")
+
+
+class InThread(Protocol):
+    """Runs something that takes its time off the loop."""
+
+    def __call__(self, function: Callable[[], T], /) -> Awaitable[T]: ...
 
 
 def policy_of(config: NodeConfig) -> Policy:
@@ -80,7 +91,7 @@ class Coordinator:
         models: ModelReader,
         refuses: Refuses,
         clock: Callable[[], float] = steady_seconds,
-        in_thread: Callable[[Callable[[], Plan]], Awaitable[Plan]] = in_daemon_thread,
+        in_thread: InThread = in_daemon_thread,
     ) -> None:
         """``refuses`` dials an address; ``clock`` in seconds; ``in_thread`` runs the planner.
 
@@ -149,12 +160,17 @@ class Coordinator:
 
     def _observe(self, state: ClusterState) -> Observations:
         same_epoch = self._considered_epoch == state.epoch
+        models, offer = self._models, state.open_offer
+        follows = models.place == state.source
+        offered = models.offered(offer.place) if offer else None
         return replace(
             self._observer.look(state),
             may_plan=self._clock() >= self._plan_not_before,
             considered=self._considered if same_epoch else frozenset(),
-            described=self._models.described,
-            root_of=self._models.root_of if self._models.checkpoint else None,
+            described=models.described if follows else None,
+            root_of=models.root_of if follows and models.checkpoint else None,
+            offered=offered.described if offered else None,
+            offered_root_of=offered.root_of if offered else None,
         )
 
     async def _do(self, duty: Duty) -> None:
@@ -165,6 +181,8 @@ class Coordinator:
                 await self._propose(command)
             case MakePlan():
                 await self._make_plan(duty)
+            case PlanOffer():
+                await self._plan_offer(duty)
             case Promote(node_id=node_id):
                 log.info("node %s becomes a voter", short(node_id))
                 await self._consensus.add_voter(node_id, timeout_seconds=_PROPOSE_SECONDS)
@@ -220,4 +238,35 @@ class Coordinator:
             return
         await self._propose(
             AssignLayers(duty.epoch, stages, made.kv_tokens, model.identity, considered)
+        )
+
+    async def _plan_offer(self, duty: PlanOffer) -> None:
+        """Beside what is held; an offer that does not fit is withdrawn."""
+        state = self._replica.state
+        offer, held, assignment = state.open_offer, state.model, state.assignment
+        found = self._models.offered(offer.place) if offer else None
+        if offer is None or held is None or assignment is None or found is None:
+            return
+        spec, digests = found.described.spec, found.described.part_digests
+        dtype, demand = self._config.model.dtype, demand_of(self._config)
+        try:
+            stages = await self._in_thread(
+                partial(
+                    plan_beside,
+                    resident(held, dtype),
+                    assignment,
+                    resident(spec, dtype),
+                    alike_parts(state.part_digests, digests),
+                    duty.machines,
+                    demand,
+                )
+            )
+        except DoesNotFit as error:
+            log.error("the offered model is withdrawn: %s", error)
+            await self._propose(WithdrawModel(duty.number, str(error)))
+            return
+        considered = tuple(sorted(member.engine or "" for member in duty.machines))
+        place = replace(offer.place, source_path=found.path)
+        await self._propose(
+            PrepareModel(duty.number, place, spec, digests, stages, demand.kv_tokens, considered)
         )

@@ -11,11 +11,11 @@ from contextlib import suppress
 from typing import Any, Final
 
 from butterfly.channel import Drop, Load, Loaded, LoadFailed, WarmedUp, WarmUp
-from butterfly.handover import encode_checkpoint
 from butterfly.node.engine import Engine
 from butterfly.node.links import LINK_SECONDS, Links
 from butterfly.node.local import Local, Problem
 from butterfly.node.model import ModelReader
+from butterfly.node.orders import load_order
 from butterfly.node.replica import Replica
 from butterfly_cluster.commands import ReportBroken, ReportFailure
 from butterfly_cluster.lifecycle import (
@@ -138,6 +138,7 @@ class Effects:
         return await self._load_answer
 
     async def _order(self, epoch: int, *, forget: bool) -> Load | LoadFailed:
+        self._models.follow(self._replica.state.source)
         await self._models.read_until_known(self._replica.state.repinned_epoch)
         agreed = self._replica.state.model
         if agreed is not None and self._models.turn_to(agreed.revision):
@@ -156,32 +157,22 @@ class Effects:
                 "(butterfly-admin manifest repin)"
             )
             return LoadFailed(epoch, message, "ModelError")
-        start, stop = self._held_range
-        return Load(
-            epoch=epoch,
-            model=f"{agreed.identity}#{state.repinned_epoch}",  # what is held of before is not that
-            source=self._models.engine_source(),
-            checkpoint=encode_checkpoint(checkpoint),
-            start=start,
-            stop=stop,
-            layer_count=agreed.layer_count,
-            tied=agreed.tied,
+        return load_order(
+            epoch,
+            agreed,
+            self._models.engine_source(),
+            checkpoint,
+            layers=self._held_range,
             kv_tokens=state.assignment.kv_tokens,
             stages=len(state.assignment.stages),
-            forget=forget,
+            repinned_epoch=state.repinned_epoch,
             node=self._me,
+            forget=forget,
         )
 
     def _note_loaded(self, answer: Loaded) -> None:
         local = self._local
-        local.bytes_from_source_total += answer.bytes_from_source
-        local.bytes_from_cache_total += answer.bytes_from_cache
-        local.bytes_from_peers_total += answer.bytes_from_peers
-        local.verification_failures_total += len(answer.healed)
-        healed = tuple(f"wrong once, fetched again: {leaf}" for leaf in answer.healed)
-        for event in (*healed, *answer.events):
-            log.warning("while loading: %s", event)
-            local.events.append(f"node {short(self._me)}: {event}")
+        note_fetched(local, self._me, answer)
         local.solved("load_failed")
         local.enter(Phase.VALIDATION)
         local.set_facts(loaded_epoch=answer.epoch, loaded_digests=answer.part_digests, failure=None)
@@ -248,3 +239,15 @@ class Effects:
     async def _leave_cluster(self, _: LeaveCluster) -> None:
         self._local.enter(Phase.DRAINING)
         await self._leave()
+
+
+def note_fetched(local: Local, me: NodeId, answer: Loaded) -> None:
+    """Count what a load brought, and tell what was mended on the way."""
+    local.bytes_from_source_total += answer.bytes_from_source
+    local.bytes_from_cache_total += answer.bytes_from_cache
+    local.bytes_from_peers_total += answer.bytes_from_peers
+    local.verification_failures_total += len(answer.healed)
+    healed = tuple(f"wrong once, fetched again: {leaf}" for leaf in answer.healed)
+    for event in (*healed, *answer.events):
+        log.warning("while loading: %s", event)
+        local.events.append(f"node {short(me)}: {event}")

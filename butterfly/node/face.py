@@ -16,6 +16,7 @@ from butterfly.config import NodeConfig
 from butterfly.node.engine import Engine
 from butterfly.node.gauges import Gauges, Meters
 from butterfly.node.local import Local
+from butterfly.node.offering import offer_model, place_of
 from butterfly.node.replica import Replica
 from butterfly.node.serving import Ingress
 from butterfly.node.status import Surroundings, readiness_view, status_view
@@ -112,6 +113,12 @@ class Face:
             raise RequestError(f"this cluster has pinned {told}, not {root[:64]}")
         log.warning("the pinned root %s is given up, as a person wishes", root)
         await self._log.propose(Repin(root), timeout_seconds=REPIN_SECONDS)
+
+    async def load_model(self, place: Mapping[str, str]) -> int:
+        """Raises RequestError, NotServing, Unreachable."""
+        wanted = place_of(place)
+        log.info("a person offers the model at %s", wanted)
+        return await offer_model(self._log, lambda: self._replica.state, wanted)
 
     async def start(self) -> None:
         """Listen. Raises ConfigError when the port is taken."""

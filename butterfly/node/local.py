@@ -37,6 +37,8 @@ class Local:
     node: Node = field(default_factory=Node)
     phase: Phase = Phase.COLD_START
     progress: Progressed | None = None
+    offer_progress: Progressed | None = None
+    """Of a model that is loaded beside the present one."""
     problems: dict[str, Problem] = field(default_factory=dict)
     changed: Pulse = field(default_factory=Pulse)
     started_at: float = field(default_factory=time.monotonic)

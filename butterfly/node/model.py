@@ -12,25 +12,22 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from butterfly.channel import ModelSource
-from butterfly.config import ModelSection, name_of_source
+from butterfly.config import ModelSection
 from butterfly.node.local import Local, Problem
+from butterfly.node.reading import Reading, engine_source, name_of, read_model, section_at
 from butterfly_cluster.commands import DescribeModel
+from butterfly_cluster.state import ClusterState, ModelPlace
 from butterfly_core.errors import ButterflyError
-from butterfly_engine.supported import check_supported
 from butterfly_text.model import TextModel
 from butterfly_weights.addresses import is_commit, parse_hub_name
-from butterfly_weights.checkpoint import Checkpoint, read_checkpoint
-from butterfly_weights.hub_cache import SnapshotSource
+from butterfly_weights.checkpoint import Checkpoint
 from butterfly_weights.merkle import model_root
-from butterfly_weights.signature import load_trusted_keys
-from butterfly_weights.signed import Signed, check_signed
-from butterfly_weights.source import Pinned, Source, SourceOptions, open_source
-from butterfly_weights.spec import model_spec
 
 log = logging.getLogger(__name__)
 
@@ -59,23 +56,15 @@ async def in_daemon_thread(function: Callable[[], T]) -> T:
     return await asyncio.wrap_future(future)
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What was found at the source; ``signed`` is None for a model that nobody signed."""
-
-    checkpoint: Checkpoint
-    described: DescribeModel
-    text: TextModel
-    signed: Signed | None
-
-
 class ModelReader:
-    """Holds the newest reading; ``checkpoint`` is None until one succeeded."""
+    """Holds the newest reading of the model that is served, and of one that is offered;
+    ``checkpoint`` is None until one succeeded. ``place`` is where it reads: None is what the
+    configuration says."""
 
     def __init__(
         self, section: ModelSection, local: Local, *, embedded_root: Path, cache: Path | None
     ) -> None:
-        self._section = section
+        self._configured = self._section = section
         self._local = local
         self._embedded_root = embedded_root
         self._cache = cache
@@ -83,34 +72,57 @@ class ModelReader:
         self._path = section.source_path
         self._snapshot: Path | None = None
         self._wanted = self._read_for = 0
+        self._offered: tuple[ModelPlace, Reading] | None = None
+        self.place: ModelPlace | None = None
         self.checkpoint: Checkpoint | None = None
         self.described: DescribeModel | None = None
         self.text: TextModel | None = None
 
     @property
     def name(self) -> str:
-        section = self._section
-        return section.name or name_of_source(section.source_type, section.source_path)
+        return name_of(self._section)
 
     def engine_source(self) -> ModelSource:
         """The same source, as the engine process opens it."""
-        section = self._section
-        source_type, path = section.source_type, self._path
-        if section.source_type == "embedded":
-            source_type, path = "filesystem", str(self._embedded_root / path)
-        elif self._snapshot is not None:
-            source_type, path = "filesystem", str(self._snapshot)
-        return ModelSource(
-            source_type=source_type,
-            source_path=path,
-            endpoint_url=section.endpoint_url,
-            region=section.region,
-            cache_directory=str(self._cache) if self._cache else None,
-            cache_bytes_max=section.cache_bytes_max,
-            peers=section.peers,
-            peer_upload_bytes_per_second=section.peer_upload_bytes_per_second,
-            cache_scrub_bytes_per_second=section.cache_scrub_bytes_per_second,
-        )
+        snapshot, root, cache = self._snapshot, self._embedded_root, self._cache
+        return engine_source(self._section, self._path, snapshot, root, cache)
+
+    def follow(self, place: ModelPlace | None) -> None:
+        """Read there from now on, beginning with what was read while it was offered."""
+        if place == self.place:
+            return
+        log.info("the model is read from %s now", place or "where [model] says")
+        self.place, self._section = place, section_at(self._configured, place)
+        self._path, self._snapshot = self._section.source_path, None
+        self.checkpoint = self.described = self.text = self._local.signed = None
+        self._local.solved(PROBLEM_CODE)
+        found = self.offered(place) if place is not None else None
+        if found is not None:
+            self._adopt(found, self._wanted)
+
+    async def read_offered(self, place: ModelPlace) -> Reading:
+        """Read a model that is offered, beside the present one. Raises ButterflyError, OSError."""
+        found = self.offered(place)
+        if found is None:
+            section = section_at(self._configured, place)
+            read = partial(read_model, section, section.source_path, self._embedded_root)
+            found = await in_daemon_thread(read)
+            self._offered = (place, found)
+            self._local.changed.notify()
+        return found
+
+    def offered(self, place: ModelPlace) -> Reading | None:
+        """What was read at this place while it was offered, or at the version of it that is
+        named there."""
+        if self._offered is None:
+            return None
+        asked, found = self._offered
+        return found if place in (asked, replace(asked, source_path=found.path)) else None
+
+    def source_of(self, place: ModelPlace, found: Reading) -> ModelSource:
+        """A model that is offered, as the engine process opens it."""
+        section = section_at(self._configured, place)
+        return engine_source(section, found.path, found.snapshot, self._embedded_root, self._cache)
 
     def turn_to(self, revision: str) -> bool:
         """Read the revision that the cluster agreed on from now on; False when that is what is
@@ -135,12 +147,19 @@ class ModelReader:
         layers = self.described.spec.layer_count
         return model_root(self.checkpoint.small_files, part_digests, layers)
 
-    async def keep_current(self, repinned_epoch: Callable[[], int]) -> None:
-        """For ever: read at the start, and again whenever the pinned root was given up."""
+    async def keep_current(self, state: Callable[[], ClusterState]) -> None:
+        """For ever: read at the start, again whenever the pinned root was given up, and where the
+        cluster's model lies when that has changed."""
+        pause = _RETRY_FIRST_SECONDS
         while True:
-            wanted = repinned_epoch()
-            await self.read_until_known(wanted)
-            while repinned_epoch() == wanted:
+            self.follow(state().source)
+            self._wanted = max(self._wanted, state().repinned_epoch)
+            if not await self._known():
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _RETRY_MAX_SECONDS)
+                continue
+            pause, wanted = _RETRY_FIRST_SECONDS, self._wanted
+            while state().repinned_epoch <= wanted and state().source == self.place:
                 await self._local.changed.wait(_LOOK_SECONDS)
 
     async def read_until_known(self, repinned_epoch: int = 0) -> None:
@@ -164,45 +183,26 @@ class ModelReader:
             return await self._take()
 
     async def _take(self) -> bool:
-        wanted = self._wanted
+        wanted, place, section = self._wanted, self.place, self._section
+        read = partial(read_model, section, self._path, self._embedded_root)
         try:
-            reading = await in_daemon_thread(self._read)
+            reading = await in_daemon_thread(read)
         except (ButterflyError, OSError) as error:
-            message = f"{self._section.source_path}: {error}"
+            message = f"{section.source_path}: {error}"
             file = getattr(error, "object_name", None)
-            if self._local.report(Problem(PROBLEM_CODE, message, file)):
+            current = place == self.place
+            if current and self._local.report(Problem(PROBLEM_CODE, message, file)):
                 log.error("cannot read the model: %s", error)
             return False
+        if place != self.place:  # it reads elsewhere meanwhile
+            return False
+        self._adopt(reading, wanted)
+        return True
+
+    def _adopt(self, reading: Reading, wanted: int) -> None:
+        self._path, self._snapshot = reading.path, reading.snapshot
         self.checkpoint, self.described = reading.checkpoint, reading.described
         self.text, self._read_for = reading.text, wanted
         self._local.signed = reading.signed
         self._local.solved(PROBLEM_CODE)
         self._local.changed.notify()
-        return True
-
-    def _read(self) -> Reading:
-        source = open_source(
-            self._section.source_type,
-            self._path,
-            endpoint_url=self._section.endpoint_url,
-            region=self._section.region,
-            options=SourceOptions(embedded_root=self._embedded_root),
-        )
-        try:
-            checkpoint = read_checkpoint(source)
-            signed = self._check_signature(source, checkpoint)
-            if isinstance(source, Pinned):
-                self._path = source.pinned_path()
-            self._snapshot = source.folder if isinstance(source, SnapshotSource) else None
-        finally:
-            source.close()
-        check_supported(checkpoint.config)
-        spec = model_spec(checkpoint, self.name)
-        digests = checkpoint.manifest.part_digests() if checkpoint.manifest else {}
-        described = DescribeModel(spec, digests)
-        return Reading(checkpoint, described, TextModel(checkpoint.small_files), signed)
-
-    def _check_signature(self, source: Source, checkpoint: Checkpoint) -> Signed | None:
-        section = self._section
-        trusted = load_trusted_keys(section.trusted_keys)
-        return check_signed(source, checkpoint, trusted, required=section.require_signature)

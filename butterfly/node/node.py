@@ -25,6 +25,7 @@ from butterfly.node.network import make_network
 from butterfly.node.observing import refuses
 from butterfly.node.outlook import Outlook
 from butterfly.node.peer_links import PeerLinks
+from butterfly.node.preparing import Preparer
 from butterfly.node.replica import Replica
 from butterfly.node.reports import Reports
 from butterfly.node.runner import Runner
@@ -179,6 +180,9 @@ class NodeProgram:
             join=self._consensus.join,
             leave=self._leave,
         )
+        self._preparer = Preparer(
+            self._me, local, replica=replica, models=self._models, engine=self._engine
+        )
         self._runner = Runner(local, replica, self._effects.handlers(), look=self._look)
         self._ears = EngineEars(
             self._me,
@@ -188,6 +192,7 @@ class NodeProgram:
             post=self._runner.post,
             capacity_share=self._config.node.capacity,
             want_peers=self._peer_links.want,
+            on_preparing=self._preparer.take,
         )
         self._coordinator = Coordinator(
             self._me,
@@ -238,11 +243,12 @@ class NodeProgram:
                     self._discovery.run(),
                     self._consensus.run(),
                     self._runner.run(),
-                    self._models.keep_current(lambda: self._replica.state.repinned_epoch),
+                    self._models.keep_current(lambda: self._replica.state),
                     self._reports.run(),
                     self._links.run(),
                     self._peer_links.run(),
                     self._coordinator.run(),
+                    self._preparer.run(),
                     self._face.watch(),
                     tell_the_cluster(self._consensus, self._replica, self._local),
                     self._end_when_left(),

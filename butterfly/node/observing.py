@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from butterfly.node.consensus import Consensus
-from butterfly.node.reports import Reports
+from butterfly.node.reports import Reports, report_period
 from butterfly_cluster.catching_up import CatchingUp
 from butterfly_cluster.liveness import witnesses_of
 from butterfly_cluster.observations import Observations
@@ -64,6 +64,8 @@ class Observer:
         self._catching_up = CatchingUp(consensus.timing.append_seconds)
         self._broken_epoch = 0
         self._broken_since = 0.0
+        self._ready_offer = 0
+        self._ready_since = 0.0
         self._refused: dict[NodeId, tuple[float, bool]] = {}
 
     def begin(self) -> None:
@@ -102,6 +104,8 @@ class Observer:
             me=self._me,
             term=consensus.term,
             active_requests=self._reports.active_requests,
+            requests_late_seconds=report_period(len(state.members)) + _UNRELIABLE_AFTER_SECONDS,
+            offer_ready_seconds=self._offer_ready_seconds(state, now),
             broken_seconds=self._broken_seconds(state, now),
             caught_up=self._caught_up(state, now),
             witnesses=self._witnesses(state, silent),
@@ -164,3 +168,10 @@ class Observer:
         if state.broken_epoch != self._broken_epoch:
             self._broken_epoch, self._broken_since = state.broken_epoch, now
         return now - self._broken_since
+
+    def _offer_ready_seconds(self, state: ClusterState, now: float) -> float:
+        offer = state.open_offer
+        ready = offer.number if offer is not None and offer.is_ready else 0
+        if ready != self._ready_offer:
+            self._ready_offer, self._ready_since = ready, now
+        return now - self._ready_since if ready else 0.0

@@ -54,6 +54,8 @@ class Report(BaseModel):
     bytes_from_cache: _Count = 0
     bytes_from_peers: _Count = 0
     bytes_per_second: _Count = 0
+    offer_bytes_done: _Count = 0
+    offer_bytes_total: _Count = 0
     eta_seconds: Annotated[float, Field(ge=0)] | None = None
     active_requests: _Count = 0
     lost: Annotated[tuple[_Text, ...], Field(max_length=_LOST_MAX)] = ()
@@ -133,6 +135,7 @@ class Reports:
 
     def own(self) -> Mapping[str, Any]:
         local, progress, load = self._local, self._local.progress, self._local.load
+        offered = local.offer_progress
         return {
             "state": local.node.state.value,
             "phase": local.phase.value,
@@ -145,6 +148,8 @@ class Reports:
             "bytes_from_peers": local.bytes_from_peers,
             "bytes_per_second": round(load.bytes_per_second or 0),
             "eta_seconds": local.eta_seconds,
+            "offer_bytes_done": offered.bytes_done if offered else 0,
+            "offer_bytes_total": offered.bytes_total if offered else 0,
             "active_requests": self._active_requests(),
             "lost": sorted(self._lost())[:_LOST_MAX],
             "can_vote": self._can_vote(),

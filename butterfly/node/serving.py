@@ -39,6 +39,7 @@ from butterfly_wire.pool import PeerPool
 log = logging.getLogger(__name__)
 
 RESUME_SECONDS: Final = 60.0
+SWITCH_SECONDS: Final = 60.0
 SAME_EPOCH_SECONDS: Final = 2.0
 _RESUMES_MAX: Final = 8
 _LOOK_SECONDS: Final = 0.2
@@ -159,10 +160,37 @@ class Ingress:
     def model_name(self) -> str:
         return self._replica.state.model.name if self._replica.state.model else self._models.name
 
+    def weights(self) -> str:
+        """The identity of the model whose tokenizer ``text`` is."""
+        model = self._replica.state.model
+        return model.identity if model is not None else ""
+
+    async def ready(self) -> None:
+        """New requests wait while another model takes over, which is some seconds."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + SWITCH_SECONDS
+        while self._is_switching() and not self._local.draining and loop.time() < until:
+            await self._replica.changed.wait(_LOOK_SECONDS)
+
+    def _is_switching(self) -> bool:
+        state = self._replica.state
+        offer = state.offer
+        if offer is None or offer.is_ready:
+            return offer is not None
+        if offer.switched_epoch != state.epoch or not state.is_intact:
+            return False
+        if not state.is_active:
+            return True
+        try:
+            self.text()
+        except NotServing:
+            return self._admission_problem() is None
+        return False
+
     def text(self) -> TextModel:
         """Raises NotServing until validated weights serve, and the phase that this node is in."""
         self._check_serving()
-        if self._models.text is None:
+        if self._models.text is None or self._models.place != self._replica.state.source:
             raise NotServing("the tokenizer is not read yet", phase=self._local.phase.value)
         return self._models.text
 
@@ -196,7 +224,7 @@ class Ingress:
     async def _over_epochs(self, request: GenerationRequest) -> AsyncGenerator[TokensEmitted, None]:
         lost_epoch = 0
         for attempt in range(_RESUMES_MAX):
-            epoch, head = await self._active_epoch(lost_epoch)
+            epoch, head = await self._active_epoch(lost_epoch, request.model)
             part = replace(request, request_id=f"{request.request_id}-{epoch}-{attempt}")
             try:
                 async with aclosing(self._from_head(head, epoch, part)) as answer:
@@ -214,13 +242,18 @@ class Ingress:
             f"the pipeline broke {_RESUMES_MAX} times under this answer", phase="assignment"
         )
 
-    async def _active_epoch(self, lost_epoch: int) -> tuple[int, NodeId]:
+    async def _active_epoch(self, lost_epoch: int, model: str) -> tuple[int, NodeId]:
         """An epoch that serves, and its head. The one that was just lost counts again only
         after a while: as a rule its end is about to be committed."""
         loop = asyncio.get_running_loop()
         started = loop.time()
         while True:
             state = self._replica.state
+            if model and state.model is not None and state.model.identity != model:
+                raise NotServing(
+                    "another model took over before this answer ended; ask again",
+                    phase=self._local.phase.value,
+                )
             rested = state.epoch != lost_epoch or loop.time() - started > SAME_EPOCH_SECONDS
             if state.is_active and state.assignment is not None and rested:
                 return state.epoch, state.assignment.head

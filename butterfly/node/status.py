@@ -7,6 +7,7 @@ from typing import Any
 from butterfly import __version__
 from butterfly.api.views import Check
 from butterfly.node.local import Local
+from butterfly.node.offer_view import offer_view
 from butterfly_cluster.duties import Policy
 from butterfly_cluster.lifecycle import NodeState
 from butterfly_cluster.state import ClusterState, Member
@@ -57,6 +58,7 @@ def status_view(state: ClusterState, local: Local, around: Surroundings) -> dict
         "trust": trust_text(state, local.signed),
         "pinned_root": state.pinned_root,
         "model": _model_view(state, around.source),
+        "offer": offer_view(state, around.reports),
         "members": [_member_view(member, state, around) for member in _by_age(state)],
         "errors": _errors(state, local, around)[:_ERRORS_MAX],
         "events": list(local.events),
@@ -118,7 +120,7 @@ def _model_view(state: ClusterState, source: str) -> dict[str, Any] | None:
         "architecture": state.model.architecture,
         "layer_count": state.model.layer_count,
         "total_bytes": state.model.total_bytes,
-        "source": source,
+        "source": str(state.source) if state.source else source,
         "revision": state.model.revision,
         "manifest_root": state.model.manifest_root,
     }

@@ -21,6 +21,7 @@ from butterfly_core.model import ModelSpec
 
 COMMAND_BYTES_MAX = 1 << 20
 
+
 @dataclass(frozen=True, slots=True)
 class RegisterMember:
     """A node is up, and where it is reached."""

@@ -54,6 +54,8 @@ class GenerationRequest:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     emitted: tuple[int, ...] = ()
+    model: str = ""
+    """The ``ModelSpec.identity`` whose token ids these are; empty: of whatever serves."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,12 @@ class FakeServing:
             raise self.refuse
         return self.text_model
 
+    async def ready(self) -> None:
+        """No other model takes over."""
+
+    def weights(self) -> str:
+        return "weights"
+
     def model_name(self) -> str:
         return self.name
 
@@ -133,6 +139,7 @@ class FakeNode:
     cache_bytes: int = 12_345
     behind: str = ""
     pinned_root: str = ""
+    offers: list[Mapping[str, str]] = field(default_factory=list)
     cleared: list[tuple[float, bool]] = field(default_factory=list)
 
     def status(self) -> Mapping[str, Any]:
@@ -151,6 +158,10 @@ class FakeNode:
         if not dry_run:
             self.cache_bytes = 0
         return freed
+
+    async def load_model(self, place: Mapping[str, str]) -> int:
+        self.offers.append(place)
+        return len(self.offers)
 
     async def repin(self, root: str) -> None:
         if root != self.pinned_root:

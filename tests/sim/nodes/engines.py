@@ -14,19 +14,23 @@ from typing import Any
 from butterfly.channel import (
     Drop,
     FromEngine,
+    GiveUp,
     Hello,
     LinkLost,
     Load,
     Loaded,
     LoadFailed,
     ModelSource,
+    Prepare,
+    Preparing,
     ToEngine,
     WarmedUp,
     WarmUp,
 )
 from butterfly.node.engine import Death, pause_seconds
 from butterfly_cluster.commands import DescribeModel
-from butterfly_core.errors import EngineLost
+from butterfly_cluster.state import ModelPlace
+from butterfly_core.errors import EngineLost, SourceError
 from butterfly_core.hardware import Capacity
 from butterfly_core.layers import LayerRange, all_parts, stage_parts
 from butterfly_core.model import ModelSpec
@@ -41,7 +45,15 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-TRUE_DIGESTS: Mapping[str, str] = {part: _hash(part) for part in all_parts(LAYERS)}
+HOME = "/tiny"
+"""Where the model of the configuration lies; ``/tiny-1`` and so on are other revisions."""
+
+
+def digests_at(path: str) -> Mapping[str, str]:
+    """What the parts at a source really are: one layer of each revision is its own."""
+    _, _, revision = path.partition("-")
+    own = f"layers.{int(revision) % LAYERS}" if revision else ""
+    return {part: _hash(f"{part}{revision if part == own else ''}") for part in all_parts(LAYERS)}
 
 
 def root_of(part_digests: Mapping[str, str]) -> str:
@@ -49,8 +61,9 @@ def root_of(part_digests: Mapping[str, str]) -> str:
     return _hash(repr(sorted(part_digests.items())))
 
 
-def described(*, with_manifest: bool) -> DescribeModel:
+def described(*, with_manifest: bool, path: str = HOME) -> DescribeModel:
     """The model as every node reads it from its source."""
+    digests = digests_at(path)
     spec = ModelSpec(
         name="tiny",
         architecture="LlamaForCausalLM",
@@ -62,26 +75,64 @@ def described(*, with_manifest: bool) -> DescribeModel:
         tied=False,
         kv_bytes_per_token=256,
         part_bytes=dict.fromkeys(all_parts(LAYERS), _PART_BYTES),
-        revision="r" * 64,
-        manifest_root=root_of(TRUE_DIGESTS) if with_manifest else None,
+        revision=_hash(path),
+        manifest_root=root_of(digests) if with_manifest else None,
     )
-    return DescribeModel(spec, TRUE_DIGESTS if with_manifest else {})
+    return DescribeModel(spec, digests if with_manifest else {})
+
+
+@dataclass(frozen=True)
+class SimReading:
+    """Stands for ``Reading``."""
+
+    described: DescribeModel
+    path: str
+    checkpoint: Checkpoint
+
+    def root_of(self, part_digests: Mapping[str, str]) -> str:
+        return root_of(part_digests)
 
 
 class SimModels:
     """Stands for ``ModelReader``: the source answers at once, and right."""
 
-    def __init__(self, *, with_manifest: bool) -> None:
-        self.described = described(with_manifest=with_manifest)
-        self.checkpoint = Checkpoint({}, {}, (), {}, None, "r" * 64, "k")
+    name = "tiny"
+
+    def __init__(self, *, with_manifest: bool, fails: Callable[[], bool]) -> None:
+        """``fails`` says whether a source that is offered cannot be read now."""
+        self._with_manifest, self._fails = with_manifest, fails
+        self._offered: tuple[ModelPlace, SimReading] | None = None
         self.text = object()
-        self.name = "tiny"
+        self.follow(None)
+
+    def follow(self, place: ModelPlace | None) -> None:
+        self.place = place
+        self._path = place.source_path if place else HOME
+        found = self._read(self._path)
+        self.described, self.checkpoint = found.described, found.checkpoint
+
+    def _read(self, path: str) -> SimReading:
+        told = described(with_manifest=self._with_manifest, path=path)
+        return SimReading(told, path, Checkpoint({}, {}, (), {}, None, told.spec.revision, "k"))
+
+    async def read_offered(self, place: ModelPlace) -> SimReading:
+        await asyncio.sleep(0.01)
+        if self._fails():
+            raise SourceError("the bucket does not answer")
+        self._offered = (place, self._read(place.source_path))
+        return self._offered[1]
+
+    def offered(self, place: ModelPlace) -> SimReading | None:
+        return self._offered[1] if self._offered and self._offered[0] == place else None
+
+    def source_of(self, _: ModelPlace, found: SimReading) -> ModelSource:
+        return ModelSource("filesystem", found.path, None, None, None, 0)
 
     def root_of(self, part_digests: Mapping[str, str]) -> str:
         return root_of(part_digests)
 
     def engine_source(self) -> ModelSource:
-        return ModelSource("filesystem", "/tiny", None, None, None, 0)
+        return ModelSource("filesystem", self._path, None, None, None, 0)
 
     def turn_to(self, _revision: str) -> bool:
         return False
@@ -118,6 +169,8 @@ class SimEngine:
     """Why the links of this epoch no longer stand, or None."""
     held: dict[str, str] = field(default_factory=dict)
     held_epoch: int = 0
+    prepared: tuple[str, dict[str, str]] = ("", {})
+    """Of which model, and what."""
     running: str | None = None
     runs: int = 0
     deaths_total: int = 0
@@ -126,7 +179,7 @@ class SimEngine:
     def __post_init__(self) -> None:
         self._restart = asyncio.Event()
         self._dying = asyncio.Event()
-        self._orders: asyncio.Queue[Load | WarmUp] = asyncio.Queue()
+        self._orders: asyncio.Queue[Load | WarmUp | Prepare] = asyncio.Queue()
         self._deaths_in_a_row = 0
 
     def restart(self) -> None:
@@ -140,10 +193,12 @@ class SimEngine:
         if self.running is None:
             raise EngineLost("no engine process runs")
         match message:
-            case Load() | WarmUp():
+            case Load() | WarmUp() | Prepare():
                 self._orders.put_nowait(message)
+            case GiveUp():
+                self.prepared = ("", {})
             case Drop():
-                self.held, self.held_epoch = {}, 0
+                self.held, self.held_epoch, self.prepared = {}, 0, ("", {})
             case _:
                 pass
 
@@ -172,6 +227,7 @@ class SimEngine:
             work.cancel()
             watch.cancel()
             self.running, self.held, self.held_epoch = None, {}, 0
+            self.prepared = ("", {})
 
     async def _obey(self) -> None:
         """One order after another; a newer load ends an older one."""
@@ -180,28 +236,48 @@ class SimEngine:
             if isinstance(order, WarmUp):
                 await asyncio.sleep(0.05)
                 self.on_message(WarmedUp(order.epoch, await self.warm_up(order.epoch)))
+            elif isinstance(order, Prepare):
+                await self._prepare(order)
             elif self._orders.empty():
                 await self._load(order)
 
+    async def _prepare(self, order: Prepare) -> None:
+        told = await self._fetch(order.load)
+        if isinstance(told, Loaded):
+            self.prepared = (order.load.model, dict(told.part_digests))
+        if told is not None:
+            self.on_message(Preparing(order.number, told))
+
     async def _load(self, order: Load) -> None:
-        dice = self.mischief.dice
         self.held, self.held_epoch = {}, 0
+        model, ready = self.prepared
+        if model == order.model:
+            told: Loaded | LoadFailed | None = Loaded(order.epoch, ready, 0, 0, (), ())
+        else:
+            told = await self._fetch(order)
+        if isinstance(told, Loaded):
+            self.held, self.held_epoch = dict(told.part_digests), order.epoch
+            self._deaths_in_a_row = 0
+        self.prepared = ("", {})
+        if told is not None:
+            self.on_message(told)
+
+    async def _fetch(self, order: Load) -> Loaded | LoadFailed | None:
+        """What a load comes to; None when a newer order ends it."""
+        dice = self.mischief.dice
         layers = LayerRange(order.start, order.stop)
         took = self.mischief.load_seconds * len(layers) * dice.uniform(0.5, 1.5)
         await asyncio.sleep(took + self.mischief.slow_seconds)
         if not self._orders.empty():
-            return
+            return None
         if dice.random() < self.mischief.fail_share:
-            failed = LoadFailed(order.epoch, "the bucket does not answer", "SourceError")
-            self.on_message(failed)
-            return
+            return LoadFailed(order.epoch, "the bucket does not answer", "SourceError")
         parts = stage_parts(layers, order.layer_count, tied=order.tied)
-        self.held = {part: TRUE_DIGESTS[part] for part in parts}
+        true = digests_at(order.source.source_path)
+        held = {part: true[part] for part in parts}
         if dice.random() < self.mischief.corrupt_share:
-            self.held[dice.choice(parts)] = _hash(f"wrong {dice.random()}")
-        self.held_epoch = order.epoch
-        self._deaths_in_a_row = 0
-        self.on_message(Loaded(order.epoch, dict(self.held), 0, 0, (), ()))
+            held[dice.choice(parts)] = _hash(f"wrong {dice.random()}")
+        return Loaded(order.epoch, held, 0, 0, (), ())
 
     async def _watch_links(self) -> None:
         told = 0

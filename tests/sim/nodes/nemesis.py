@@ -5,7 +5,9 @@ import contextlib
 import random
 from collections.abc import Awaitable, Callable
 
+from butterfly_cluster.state import ModelPlace
 from butterfly_core.errors import ButterflyError
+from tests.sim.nodes.engines import HOME
 from tests.sim.nodes.world import Machine, World
 
 Act = Callable[[], Awaitable[None]]
@@ -17,6 +19,7 @@ class Nemesis:
     def __init__(self, world: World) -> None:
         self._world, self._dice = world, world.dice
         self._dice_of_deposing = random.Random(f"{world.seed} deposing")
+        self._dice_of_offers = random.Random(f"{world.seed} offers")
         self._acts: list[Act] = [
             self._crash,
             self._crash,
@@ -47,6 +50,8 @@ class Nemesis:
         await act()
         if self._dice_of_deposing.random() < self._world.plot.depose_share:
             await self.depose_while_probing()
+        if self._dice_of_offers.random() < self._world.plot.offer_share:
+            self._world.in_background(self._offer())
         for machine in self._world.machines:
             if machine.task is None and self._dice.random() < 0.4:
                 self._world.start(machine)
@@ -111,6 +116,17 @@ class Nemesis:
         await asyncio.sleep(dice.uniform(0.0, 0.1))
         with contextlib.suppress(ButterflyError):
             await leader.consensus.hand_over()
+
+    async def _offer(self) -> None:
+        """A person asks any node for another revision of the model; it may say no."""
+        dice = self._dice_of_offers
+        node = dice.choice(self._world.machines).node
+        if node is None:
+            return
+        path = f"{HOME}-{dice.randrange(1, 1000)}"
+        with contextlib.suppress(ButterflyError):
+            number = await node.offer(ModelPlace("filesystem", path))
+            self._world.tell(f"offer {number} is {path}")
 
     async def _isolate_coordinator(self) -> None:
         self._world.cut_off([self._coordinator()])

@@ -22,7 +22,9 @@ from butterfly.node.links import Links
 from butterfly.node.listening import EngineEars
 from butterfly.node.local import Local
 from butterfly.node.model import ModelReader
+from butterfly.node.offering import offer_model
 from butterfly.node.outlook import Outlook
+from butterfly.node.preparing import Preparer
 from butterfly.node.replica import Replica
 from butterfly.node.reports import Reports
 from butterfly.node.runner import Runner
@@ -44,7 +46,7 @@ from butterfly_cluster.lifecycle import DrainRequested, NodeState, Started
 from butterfly_cluster.node_duties import Facts
 from butterfly_cluster.raft import ChannelLike
 from butterfly_cluster.registry import Directory
-from butterfly_cluster.state import Assignment, ClusterState
+from butterfly_cluster.state import Assignment, ClusterState, ModelPlace
 from butterfly_core.address import Address, parse_address
 from butterfly_core.errors import NotServing
 from butterfly_core.ids import NodeId
@@ -220,7 +222,14 @@ class SimNode:
             broken_link=lambda epoch: around.link_problem(self, epoch),
         )
         engine = cast(Engine, self.engine)
-        models = cast(ModelReader, SimModels(with_manifest=around.with_manifest))
+        mischief = around.mischief
+        models = cast(
+            ModelReader,
+            SimModels(
+                with_manifest=around.with_manifest,
+                fails=lambda: mischief.dice.random() < mischief.fail_share,
+            ),
+        )
         self.links = SimLinks(
             me,
             mode="plain",
@@ -276,9 +285,17 @@ class SimNode:
             join=self.consensus.join,
             leave=self._leave,
         )
+        self.preparer = Preparer(me, local, replica=replica, models=models, engine=engine)
+        self.models = models
         self.runner = Runner(local, replica, self.effects.handlers(), look=self._look)
         self.ears = EngineEars(
-            me, local, effects=self.effects, desk=desk, post=self.runner.post, capacity_share=1.0
+            me,
+            local,
+            effects=self.effects,
+            desk=desk,
+            post=self.runner.post,
+            capacity_share=1.0,
+            on_preparing=self.preparer.take,
         )
         self.coordinator = Coordinator(
             me,
@@ -314,10 +331,23 @@ class SimNode:
                 self.runner.run(),
                 self.reports.run(),
                 self.coordinator.run(),
+                self.preparer.run(),
+                self._follow(),
                 tell_the_cluster(self.consensus, self.replica, self.local),
                 self.engine.run(),
             ):
                 tasks.create_task(part)
+
+    async def _follow(self) -> None:
+        """As ``ModelReader.keep_current``."""
+        while True:
+            if self.models.place != self.replica.state.source:
+                self.models.follow(self.replica.state.source)
+            await self.local.changed.wait(1.0)
+
+    async def offer(self, place: ModelPlace) -> int:
+        """As a person asks for it over HTTP. Raises ButterflyError."""
+        return await offer_model(self.consensus, lambda: self.replica.state, place)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         loop = asyncio.get_running_loop()

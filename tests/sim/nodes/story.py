@@ -36,6 +36,7 @@ def plot_of(seed: int) -> Plot:
         max_voters=dice.choice([3, 5]),
         promise_strike_share=dice.choice([0.0, 0.3]),
         depose_share=dice.choice([0.3, 0.0, 0.0]),
+        offer_share=dice.choice([0.5, 0.0]),
     )
 
 
@@ -75,6 +76,7 @@ def is_well(world: World) -> bool:
     epochs = {node.replica.state.epoch for node in nodes}
     return len(epochs) == 1 and all(
         node.replica.state.is_active
+        and node.replica.state.open_offer is None
         and node.admits
         and node.node_id in {member.node_id for member in node.replica.state.live}
         for node in nodes

@@ -14,9 +14,10 @@ from butterfly_cluster.commands import (
     decode_command,
     encode_command,
 )
+from butterfly_cluster.offer_commands import SwitchModel
 from butterfly_cluster.state import Acting, AssignedStage, ClusterState
 from butterfly_core.ids import NodeId
-from tests.sim.nodes.engines import TRUE_DIGESTS
+from tests.sim.nodes.engines import HOME, digests_at
 from tests.sim.nodes.node import SimNode
 
 if TYPE_CHECKING:
@@ -96,8 +97,11 @@ class Watch:
         """An entry of another epoch, or of a coordinator that does not act, changes nothing."""
         order = command.order if isinstance(command, Ordered) else command
         epoch = getattr(order, "epoch", None)
-        expected = before.epoch + isinstance(order, AssignLayers)
+        expected = before.epoch + isinstance(order, AssignLayers | SwitchModel)
         stale = epoch is not None and epoch != expected
+        served, serves = before.model, after.model
+        if before.validated_epoch and served != serves and not isinstance(order, SwitchModel):
+            self.violate(f"entry {index} changed the model that is served: {command}")
         deposed = isinstance(command, Ordered) and command.by != before.acting
         if (stale or deposed) and replace(after, index=before.index) != before:
             self.violate(f"entry {index} changed the state out of its time: {command}")
@@ -214,7 +218,8 @@ class Watch:
         held, told = holder.engine.held, state.digests.get(stage.node_id)
         if told != held:
             self.violate(f"{node.machine} serves what {holder.machine} holds and never reported")
+        true = digests_at(state.source.source_path if state.source else HOME)
         if self._world.plot.with_manifest and any(
-            TRUE_DIGESTS[part] != digest for part, digest in held.items()
+            true[part] != digest for part, digest in held.items()
         ):
             self.violate(f"{node.machine} serves corrupted weights of {holder.machine}")

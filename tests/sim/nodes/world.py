@@ -23,7 +23,7 @@ from butterfly_cluster.founding_sight import SourceName
 from butterfly_cluster.registry import Directory
 from butterfly_core.address import Address
 from butterfly_core.ids import NodeId
-from tests.sim.nodes.engines import Mischief
+from tests.sim.nodes.engines import HOME, Mischief
 from tests.sim.nodes.node import SimNode, Surroundings
 from tests.sim.nodes.sources import StaticList, Truth, directory_of
 from tests.sim.nodes.watch import Watch
@@ -49,6 +49,8 @@ class Plot:
     max_voters: int = 5
     promise_strike_share: float = 0.0
     """How often a machine dies right after a promise was given."""
+    offer_share: float = 0.0
+    """How often, besides, another revision of the model is offered while it serves."""
     depose_share: float = 0.0
     """How often, besides, a coordinator loses the lead while it probes who is dead."""
 
@@ -332,7 +334,7 @@ class World:
                 rebalance_after_seconds=1.0,
                 max_voters=plot.max_voters,
             ),
-            model=ModelSection(source_type="filesystem", source_path="/tiny"),
+            model=ModelSection(source_type="filesystem", source_path=HOME),
             node=NodeSection(
                 role=role,
                 advertise_address=machine.address,

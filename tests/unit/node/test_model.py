@@ -11,7 +11,7 @@ from butterfly_core.errors import SourceError
 HANGS = """
 import asyncio, threading
 from butterfly.config import ModelSection
-from butterfly.node import model
+from butterfly.node import model, reading as reading_module
 from butterfly.node.local import Local
 
 hung = threading.Event()
@@ -21,7 +21,7 @@ def open_source(*_, **__):
     threading.Event().wait()
 
 async def main():
-    model.open_source = open_source
+    reading_module.open_source = open_source
     section = ModelSection(source_type="filesystem", source_path="/nowhere")
     reader = model.ModelReader(section, Local(None), embedded_root=None, cache=None)
     reading = asyncio.create_task(reader.read_until_known())

@@ -68,6 +68,7 @@ class World:
 
         class Models:
             text = "the tokenizer"
+            place = None
             name = "tiny"
 
         self.ingress = Ingress(
