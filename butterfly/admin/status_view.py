@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from butterfly.admin.units import bytes_text, duration_text
+from butterfly.admin.offer_view import offer_line
+from butterfly.admin.units import bytes_text, duration_text, plain
 from butterfly_core.ids import short
 
 COLOURS = {
@@ -28,17 +29,11 @@ COLUMNS = ("node", "address", "role", "state", "done", "layers", "device", "weig
 BAR_CELLS = 10
 PIPE_WIDTH = 160
 """Columns of output that goes to no terminal: a table in a log is not cut."""
-_UNPRINTABLE = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)))
 
 
 def console() -> Console:
     """Where a command prints: as wide as the terminal, or wide enough for any table."""
     return Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH)
-
-
-def plain(value: object) -> str:
-    """One value for people: ``-`` for nothing, no control characters."""
-    return "-" if value is None or value == "" else str(value).translate(_UNPRINTABLE)
 
 
 def members_of(status: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
@@ -129,6 +124,9 @@ def summary_lines(status: Mapping[str, Any]) -> list[str]:
         f"epoch {plain(status.get('epoch'))}, term {plain(status.get('term'))}",
         _model_line(status),
     ]
+    if isinstance(offer := status.get("offer"), dict):
+        which = f"offer {plain(offer.get('number'))}, {plain(offer.get('source'))}"
+        lines.append(f"{which}: {offer_line(offer)}")
     if state != "OPERATIONAL":
         lines.append(f"progress {percent_text(status.get('progress_percent'))}{_eta(status)}")
     if isinstance(uptime := status.get("uptime_seconds"), int | float):

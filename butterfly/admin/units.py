@@ -1,4 +1,4 @@
-"""Bytes and seconds, as people write and read them."""
+"""Bytes and seconds, as people write and read them, and text from elsewhere, fit to print."""
 
 import math
 import re
@@ -17,6 +17,7 @@ _UNITS = {
     "GIB": 2**30,
     "TIB": 2**40,
 }
+_UNPRINTABLE = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160)))
 _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604800}
 _QUANTITY = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
 
@@ -66,3 +67,8 @@ def duration_text(seconds: float) -> str:
     if whole < 86400:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def plain(value: object) -> str:
+    """One value for people: ``-`` for nothing, no control characters."""
+    return "-" if value is None or value == "" else str(value).translate(_UNPRINTABLE)

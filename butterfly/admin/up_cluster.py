@@ -22,7 +22,8 @@ from butterfly.admin.local_s3 import find_rclone, serve_folder
 from butterfly.admin.model_reading import embedded_root
 from butterfly.admin.model_source import ModelSource, parse_model_source
 from butterfly.admin.node_http import NodeHttp, node_at
-from butterfly.admin.status_view import console, members_table, plain, summary_lines
+from butterfly.admin.status_view import console, members_table, summary_lines
+from butterfly.admin.units import plain
 from butterfly.admin.up_layout import ClusterLayout, NodeLayout, lay_out, without_overrides, write
 from butterfly.admin.up_progress import Glimpse, glimpse_of, is_ready, life_of, progress_view
 from butterfly_core.errors import ButterflyError, Unreachable

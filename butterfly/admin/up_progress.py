@@ -13,7 +13,8 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from butterfly.admin.status_view import error_lines, members_of, moved_text, plain
+from butterfly.admin.status_view import error_lines, members_of, moved_text
+from butterfly.admin.units import plain
 from butterfly.admin.up_layout import NodeLayout
 
 LINE_EVERY_SECONDS = 5.0

@@ -38,6 +38,7 @@ def compile_ask(
     *,
     request_id: str,
     random_seed: int,
+    model: str = "",
 ) -> Ask:
     """Turn a checked request and its encoded prompts into sequences. Raises RequestError."""
     answers = body.n or 1
@@ -66,6 +67,7 @@ def compile_ask(
                     sampling=_sampling(body, text, (seed + answer) & _SEED_MASK),
                     stop_token_ids=stop_ids,
                     ignore_eos=ignore_eos,
+                    model=model,
                 )
             )
     return Ask(

@@ -74,6 +74,7 @@ class OpenAiRoutes:
                     )
                 ]
 
+            await self.serving.ready()
             answer_id = f"chatcmpl-{self.new_id()}"
             dialect = ChatDialect(answer_id, *self._heading(), with_usage=body.include_usage)
             return await self._answer(request, body, encode, dialect, answer_id)
@@ -93,6 +94,7 @@ class OpenAiRoutes:
                     for each in prompts
                 ]
 
+            await self.serving.ready()
             answer_id = f"cmpl-{self.new_id()}"
             dialect = TextDialect(answer_id, *self._heading(), with_usage=body.include_usage)
             return await self._answer(request, body, encode, dialect, answer_id)
@@ -115,7 +117,7 @@ class OpenAiRoutes:
         answer_id: str,
     ) -> web.StreamResponse:
         self._check_model(body.model)
-        text = self.serving.text()
+        text, model = self.serving.text(), self.serving.weights()
         ask = compile_ask(
             body,
             await encode(text),
@@ -123,6 +125,7 @@ class OpenAiRoutes:
             self.limits,
             request_id=answer_id,
             random_seed=self.new_seed(),
+            model=model,
         )
         answer = Answer(ask, self.serving, text, self.limits, self.observer, self.clock)
         async with answer:

@@ -1,4 +1,4 @@
-"""What operators and their tools ask of a node: status, health, readiness, metrics, cache, pin."""
+"""What operators and their tools ask of a node: status, readiness, metrics, cache, model."""
 
 import json
 import math
@@ -13,6 +13,8 @@ from butterfly.api.errors import BadRequest
 from butterfly.api.limits import ApiLimits
 from butterfly.api.views import NodeView
 
+PLACE_KEYS = ("source_type", "source_path", "endpoint_url", "region", "name")
+"""As in the ``[model]`` section; the first two are required."""
 METRICS_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """Prometheus' text format."""
 
@@ -34,6 +36,7 @@ class OperationsRoutes:
             web.get("/metrics", self.metrics),
             web.post("/admin/clear-cache", self.clear_cache),
             web.post("/admin/repin", self.repin),
+            web.post("/admin/load", self.load),
         ]
 
     async def status(self, request: web.Request) -> web.Response:
@@ -84,6 +87,14 @@ class OperationsRoutes:
             raise BadRequest("root must name the pinned root that is given up", param="root")
         await self.node.repin(root)
         return web.json_response({"given_up": root})
+
+    async def load(self, request: web.Request) -> web.Response:
+        """Offer another model, or another revision of this one; ``/status`` tells its fate."""
+        place = await self._body(request, dict.fromkeys(PLACE_KEYS, (str,)))
+        for key in PLACE_KEYS[:2]:
+            if not place.get(key):
+                raise BadRequest(f"{key} must say where the model lies", param=key)
+        return web.json_response({"offer": await self.node.load_model(place)})
 
     async def _body(
         self, request: web.Request, kinds: Mapping[str, tuple[type, ...]]

@@ -43,6 +43,12 @@ class Echo:
     def text(self) -> TextModel:
         return self._text
 
+    async def ready(self) -> None:
+        """No other model takes over."""
+
+    def weights(self) -> str:
+        return "echo"
+
     def model_name(self) -> str:
         return "echo"
 
