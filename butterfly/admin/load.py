@@ -7,7 +7,7 @@ if anything goes wrong before, nothing changes. Exit codes: 0 switched (or offer
 
 import argparse
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from butterfly.admin.exits import EXIT_FAILED, EXIT_OK, UsageError
@@ -18,7 +18,7 @@ from butterfly.admin.target import add_target_arguments, target_of
 from butterfly_core.errors import Refused, Unreachable
 
 PATIENCE_SECONDS: Final = 15.0
-_LOOK_SECONDS: Final = 0.5
+LOOK_SECONDS: Final = 0.5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,9 +70,7 @@ def _place_of(arguments: argparse.Namespace) -> dict[str, str]:
     return {key: value for key, value in words.items() if value}
 
 
-def _wait(
-    node: NodeHttp, number: object, until: float, sleep: Callable[[float], None] = time.sleep
-) -> int:
+def _wait(node: NodeHttp, number: object, until: float) -> int:
     """Tell what becomes of the offer, a line whenever that changes. Raises Refused."""
     told = ""
     while time.monotonic() < until:
@@ -88,7 +86,7 @@ def _wait(
             return EXIT_OK
         if state == "withdrawn":
             return EXIT_FAILED
-        sleep(_LOOK_SECONDS)
+        time.sleep(LOOK_SECONDS)
     raise Refused(f"offer {number} has not ended in time; the cluster goes on with it")
 
 

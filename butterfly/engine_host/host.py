@@ -125,7 +125,7 @@ class Host:
                 self._begin_to_prepare(order)
             case GiveUp():
                 self._given_up.set()
-                self._then("give up", self._weights.give_up)
+                self._then("give up", self._weights.give_up, patience_seconds=None)
             case Drop():
                 self._stop()
                 self._then("drop", self._weights.drop)
@@ -150,19 +150,21 @@ class Host:
         if pipeline is not None:
             self._then("stop", lambda: retire(pipeline, STOP_SECONDS / 2))
 
-    def _then(self, name: str, work: Callable[[], None]) -> None:
+    def _then(
+        self, name: str, work: Callable[[], None], patience_seconds: float | None = STOP_SECONDS
+    ) -> None:
         """Do the work on a thread of its own, as soon as what was begun before has ended.
 
         If that does not end, a device or a source hangs, and only a new process helps: the
-        error ends this one.
+        error ends this one. What is beside a pipeline that works waits without an end.
         """
         before = self._working
 
         def run() -> None:
             if before is not None:
-                before.join(STOP_SECONDS)
+                before.join(patience_seconds)
                 if before.is_alive():
-                    raise EngineLost(f"'{before.name}' did not end within {STOP_SECONDS:.0f} s")
+                    raise EngineLost(f"'{before.name}' did not end within {patience_seconds} s")
             work()
 
         self._working = self._in_thread(name, run)
@@ -189,7 +191,7 @@ class Host:
         """Beside the pipeline, which goes on. Whatever ends the present epoch ends this too."""
         self._given_up.set()
         given_up = self._given_up = threading.Event()
-        self._then("prepare", lambda: self._prepare(order, given_up))
+        self._then("prepare", lambda: self._prepare(order, given_up), patience_seconds=None)
 
     def _prepare(self, order: Prepare, given_up: threading.Event) -> None:
         if given_up.is_set():

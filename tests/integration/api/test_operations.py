@@ -121,6 +121,22 @@ async def test_a_pinned_root_is_given_up_by_its_name_and_with_a_key(
     assert node.pinned_root == ""
 
 
+async def test_another_model_is_offered_with_a_key_and_in_the_words_of_the_configuration(
+    start: Start, http: aiohttp.ClientSession, node: FakeNode
+) -> None:
+    url = f"{await start(api_keys=frozenset({KEY}))}/admin/load"
+    key = {"Authorization": f"Bearer {KEY}"}
+    place = {"source_type": "s3", "source_path": "s3://models/b", "name": "b"}
+
+    assert (await post(http, url, json=place))[0] == 401
+    for body in ({}, {"source_type": "s3"}, {**place, "dtype": "auto"}, {**place, "name": 1}):
+        assert (await post(http, url, json=body, headers=key))[0] == 400
+    assert node.offers == []
+    status, answer, _ = await post(http, url, json=place, headers=key)
+    assert (status, answer) == (200, {"offer": 1})
+    assert node.offers == [place]
+
+
 async def test_a_page_of_another_site_cannot_clear_the_cache(
     start: Start, http: aiohttp.ClientSession, node: FakeNode
 ) -> None:

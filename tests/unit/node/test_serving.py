@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,12 +10,22 @@ from butterfly.node import serving
 from butterfly.node.local import Local
 from butterfly.node.replica import Replica
 from butterfly.node.serving import HeadDesk, Ingress
-from butterfly_cluster.commands import MarkDown, ReportBroken
+from butterfly_cluster.commands import MarkDown, PassValidation, ReportBroken, ReportWarm
 from butterfly_cluster.lifecycle import Node, NodeState, Phase
 from butterfly_cluster.node_duties import Facts
 from butterfly_core.errors import EngineLost, NotServing, Refused, RequestError, Unreachable
 from butterfly_core.generation import FinishReason, GenerationRequest, TokensEmitted
-from tests.support.clusters import active, assigned, committed, node, registered, validated
+from tests.support.clusters import (
+    active,
+    assigned,
+    committed,
+    digests,
+    node,
+    registered,
+    spec,
+    validated,
+)
+from tests.support.offers import OFFERED, PLACE, PREPARING, READY, ROOT, SWITCH
 
 REQUEST = GenerationRequest("r", (1, 2), 4)
 END = FinishReason.LENGTH
@@ -68,14 +79,15 @@ class World:
 
         class Models:
             text = "the tokenizer"
-            place = None
+            place: Any = None
             name = "tiny"
 
+        self.models = Models()
         self.ingress = Ingress(
             node(me),
             self.local,
             replica=self.replica,
-            models=Models(),  # type: ignore[arg-type] # fakes of what the ingress uses
+            models=self.models,  # type: ignore[arg-type] # fakes of what the ingress uses
             desk=self.desk,
             pool=Pool(),  # type: ignore[arg-type]
             addresses=Addresses(),  # type: ignore[arg-type]
@@ -227,3 +239,60 @@ async def test_a_lost_engine_reaches_every_answer_under_way() -> None:
 
 def test_losses_are_what_another_epoch_can_mend() -> None:
     assert (Unreachable, EngineLost, Refused) == serving._LOST
+
+
+async def test_new_requests_wait_from_the_proof_of_another_model_until_it_serves() -> None:
+    world = World()
+    for state in (OFFERED, PREPARING, active(2)):
+        world.replica.restore_state(state)
+        await asyncio.wait_for(world.ingress.ready(), 10)
+    world.replica.restore_state(READY)
+    waiting = asyncio.create_task(world.ingress.ready())
+
+    switched = committed([SWITCH], READY)
+    reports = [digests(switched, number) for number in (1, 2)]
+    proven = committed([*reports, PassValidation(2, ROOT)], switched)
+    warm = committed([ReportWarm(2, node(1))], proven)
+    for state in (READY, switched, proven, warm):
+        world.replica.restore_state(state)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not waiting.done(), "this node reads the tokenizer of the old model still"
+    world.models.place = PLACE
+    world.replica.restore_state(warm)
+
+    await asyncio.wait_for(waiting, 10)
+    assert world.ingress.weights() == ROOT
+
+
+async def test_a_switch_that_does_not_end_keeps_nobody_waiting_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(serving, "SWITCH_SECONDS", 0.0)
+    world = World()
+    world.replica.restore_state(READY)
+
+    await asyncio.wait_for(world.ingress.ready(), 10)
+
+
+async def test_an_answer_does_not_go_on_with_another_model_than_it_began_with() -> None:
+    world = World()
+    request = replace(REQUEST, model=spec().identity)
+    world.engine.script = {1: [piece(1, 3), "the next epoch began"]}
+    answer = world.ingress.generate(request)
+    assert (await anext(answer)).token_ids == (3,)
+
+    world.replica.restore_state(committed([SWITCH], READY))
+
+    with pytest.raises(NotServing, match="another model took over before this answer ended"):
+        await anext(answer)
+    assert world.remote == []
+
+
+async def test_a_request_that_was_encoded_for_the_old_model_never_reaches_the_new_one() -> None:
+    world = World()
+    world.replica.restore_state(committed([SWITCH], READY))
+
+    with pytest.raises(NotServing, match="ask again"):
+        await world.answer(replace(REQUEST, model=spec().identity))
+    assert world.engine.sent == []
