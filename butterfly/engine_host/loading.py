@@ -130,8 +130,10 @@ class Weights:
         on_progress: Callable[[LoadProgress], None],
         cancelled: Callable[[], bool],
     ) -> LoadResult:
-        """Hold the order's parts beside the present ones. What its manifest says is the same in
-        both lies in memory once, and is not read again. Raises the loader's errors."""
+        """Hold the order's parts beside the present ones. A tensor that is the same in both by its
+        manifest is not read again, and a part that is lies in memory once: of others the same
+        tensors are copied, or one of them would keep all of the old part alive, which lies in one
+        stretch. Raises the loader's errors."""
         self.give_up()
         parts = _parts_of(order)
         cache = self._cache_of(order.source)
@@ -146,8 +148,10 @@ class Weights:
         )
         prepared = Holdings(order.model)
         prepared.take(incoming, whole=True)
+        changed = {tensor.part for tensor in rest}
         for name in shared:
-            prepared.tensors[name] = self._held.tensors[name]
+            held = self._held.tensors[name]
+            prepared.tensors[name] = held.clone() if part_of_tensor(name) in changed else held
             prepared.digests[name] = self._held.digests[name]
         prepared.part_digests = part_digests(prepared.digests, parts)
         self._prepared = prepared
