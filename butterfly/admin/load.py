@@ -24,9 +24,11 @@ LOOK_SECONDS: Final = 0.5
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
+        nargs="?",
         metavar="SOURCE",
         help="a folder that every node has, s3://bucket/prefix, http(s)://…, hf://org/name@revision",
     )
+    parser.add_argument("--call-off", action="store_true", help="withdraw what is offered now")
     parser.add_argument("--name", default="", help="its name in the API (default: SOURCE's)")
     parser.add_argument("--endpoint-url", metavar="URL", help="of an S3-compatible server or a hub")
     parser.add_argument("--region", help="the bucket's region")
@@ -44,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if not arguments.timeout > 0:
         raise UsageError("--timeout must be above 0 seconds")
+    if arguments.call_off:
+        return _call_off(arguments)
     place = _place_of(arguments)
     node = target_of(arguments)
     number = node.within(PATIENCE_SECONDS).post("/admin/load", place).get("offer")
@@ -54,7 +58,17 @@ def run(arguments: argparse.Namespace) -> int:
     return _wait(node, number, time.monotonic() + arguments.timeout)
 
 
+def _call_off(arguments: argparse.Namespace) -> int:
+    if arguments.source is not None:
+        raise UsageError("--call-off withdraws what is offered now, so it takes no SOURCE")
+    told = target_of(arguments).within(PATIENCE_SECONDS).post("/admin/call-off-load", {})
+    print(f"offer {told.get('offer')} is withdrawn; the model that served goes on")
+    return EXIT_OK
+
+
 def _place_of(arguments: argparse.Namespace) -> dict[str, str]:
+    if arguments.source is None:
+        raise UsageError("name the SOURCE of the model, or --call-off")
     source = parse_model_source(
         arguments.source, endpoint_url=arguments.endpoint_url, region=arguments.region
     )

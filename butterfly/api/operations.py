@@ -37,6 +37,7 @@ class OperationsRoutes:
             web.post("/admin/clear-cache", self.clear_cache),
             web.post("/admin/repin", self.repin),
             web.post("/admin/load", self.load),
+            web.post("/admin/call-off-load", self.call_off_load),
         ]
 
     async def status(self, request: web.Request) -> web.Response:
@@ -95,6 +96,11 @@ class OperationsRoutes:
             if not place.get(key):
                 raise BadRequest(f"{key} must say where the model lies", param=key)
         return web.json_response({"offer": await self.node.load_model(place)})
+
+    async def call_off_load(self, request: web.Request) -> web.Response:
+        """Withdraw the model that is offered."""
+        await self._body(request, {})
+        return web.json_response({"offer": await self.node.call_off_load()})
 
     async def _body(
         self, request: web.Request, kinds: Mapping[str, tuple[type, ...]]

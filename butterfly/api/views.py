@@ -52,6 +52,12 @@ class NodeView(Protocol):
         Unreachable.
         """
 
+    async def call_off_load(self) -> int:
+        """Withdraw the model that is offered; the number of its offer.
+
+        Raises RequestError when there is none, NotServing, Unreachable.
+        """
+
     async def repin(self, root: str) -> None:
         """Give up the pinned root; returns once that is committed.
 

@@ -16,7 +16,7 @@ from butterfly.config import NodeConfig
 from butterfly.node.engine import Engine
 from butterfly.node.gauges import Gauges, Meters
 from butterfly.node.local import Local
-from butterfly.node.offering import offer_model, place_of
+from butterfly.node.offering import call_off, offer_model, place_of
 from butterfly.node.replica import Replica
 from butterfly.node.serving import Ingress
 from butterfly.node.status import Surroundings, readiness_view, status_view
@@ -119,6 +119,10 @@ class Face:
         wanted = place_of(place)
         log.info("a person offers the model at %s", wanted)
         return await offer_model(self._log, lambda: self._replica.state, wanted)
+
+    async def call_off_load(self) -> int:
+        """Raises RequestError, NotServing, Unreachable."""
+        return await call_off(self._log, lambda: self._replica.state)
 
     async def start(self) -> None:
         """Listen. Raises ConfigError when the port is taken."""

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from butterfly.config import ModelSection
 from butterfly_cluster.commands import Command
-from butterfly_cluster.offer_commands import OfferModel
+from butterfly_cluster.offer_commands import CallOffOffer, OfferModel
 from butterfly_cluster.state import ClusterState, ModelPlace
 from butterfly_core.errors import NotServing, RequestError
 
@@ -53,3 +53,15 @@ async def offer_model(log: Log, state: Callable[[], ClusterState], place: ModelP
     if now is None or now.number != number or (now.spec is None and now.place != place):
         raise RequestError("the cluster did not take the offer: another one came first; try again")
     return number
+
+
+async def call_off(log: Log, state: Callable[[], ClusterState]) -> int:
+    """Withdraw the open offer; its number. Raises RequestError, NotServing, Unreachable."""
+    offer = state().open_offer
+    if offer is None:
+        raise RequestError("no model is offered now; butterfly-admin status shows what was")
+    await log.propose(CallOffOffer(offer.number), timeout_seconds=OFFER_SECONDS)
+    now = state().offer
+    if now is not None and now.number == offer.number and now.switched_epoch:
+        raise RequestError(f"too late: offer {offer.number} has taken over; load the old model")
+    return offer.number

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import assert_never
 
 from butterfly_cluster.offer_commands import (
+    CallOffOffer,
     OfferModel,
     OfferOrder,
     OfferReport,
@@ -20,7 +21,7 @@ from butterfly_cluster.state import AssignedStage, Assignment, ClusterState, Mod
 from butterfly_core.layers import stage_parts
 from butterfly_core.model import ModelSpec
 
-OfferCommand = OfferModel | OfferOrder | OfferReport
+OfferCommand = OfferModel | CallOffOffer | OfferOrder | OfferReport
 
 
 def change_offer(state: ClusterState, command: OfferCommand) -> ClusterState:
@@ -37,6 +38,8 @@ def change_offer(state: ClusterState, command: OfferCommand) -> ClusterState:
             return _prepared(state, offer, command)
         case ReportUnprepared(node_id=node_id, message=message):
             return withdrawn(state, message) if node_id in state.members else state
+        case CallOffOffer():
+            return withdrawn(state, "a person called it off")
         case WithdrawModel(reason=reason):
             return withdrawn(state, reason)
         case SwitchModel():

@@ -11,7 +11,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from butterfly_cluster.offer_commands import Digest, OfferModel, OfferOrder, OfferReport
+from butterfly_cluster.offer_commands import (
+    CallOffOffer,
+    Digest,
+    OfferModel,
+    OfferOrder,
+    OfferReport,
+)
 from butterfly_cluster.state import Acting, AssignedStage, Role
 from butterfly_core.address import Address
 from butterfly_core.errors import ProtocolViolation
@@ -204,7 +210,7 @@ Report = (
 )
 """What a node says of itself."""
 
-Wish = Repin | OfferModel
+Wish = Repin | OfferModel | CallOffOffer
 """What a person wants; any node hands it in."""
 
 Command = ActAsCoordinator | Ordered | Order | Report | Wish

@@ -25,6 +25,14 @@ class OfferModel:
 
 
 @dataclass(frozen=True, slots=True)
+class CallOffOffer:
+    """A person does not want it any more. It may be handed in at any node."""
+
+    number: int
+    kind: Literal["call_off_offer"] = "call_off_offer"
+
+
+@dataclass(frozen=True, slots=True)
 class PrepareModel:
     """The offer, read and planned: these stages load it beside what they hold. ``place`` names
     one version where the offer left that open, as a hub's branch does."""

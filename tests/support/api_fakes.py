@@ -163,6 +163,12 @@ class FakeNode:
         self.offers.append(place)
         return len(self.offers)
 
+    async def call_off_load(self) -> int:
+        if not self.offers:
+            raise RequestError("no model is offered now")
+        self.offers.pop()
+        return 1
+
     async def repin(self, root: str) -> None:
         if root != self.pinned_root:
             raise RequestError(f"this cluster has pinned nothing, not {root}")

@@ -135,6 +135,10 @@ async def test_another_model_is_offered_with_a_key_and_in_the_words_of_the_confi
     status, answer, _ = await post(http, url, json=place, headers=key)
     assert (status, answer) == (200, {"offer": 1})
     assert node.offers == [place]
+    off = url.replace("/load", "/call-off-load")
+    assert (await post(http, off))[0] == 401
+    assert (await post(http, off, headers=key))[:2] == (200, {"offer": 1})
+    assert (await post(http, off, headers=key))[0] == 400
 
 
 async def test_a_page_of_another_site_cannot_clear_the_cache(

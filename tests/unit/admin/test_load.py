@@ -94,9 +94,21 @@ def test_another_offer_and_a_time_that_is_up_end_the_waiting(
     assert "has not ended in time" in capsys.readouterr().err
 
 
+def test_an_offer_is_called_off(node: Answers, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["load", "--call-off", "--url", "127.0.0.1:1"]) == 0
+    assert node.sent == [("/admin/call-off-load", {})]
+    assert "offer 4 is withdrawn" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "words",
-    [["load", "no-such-folder"], [*WORDS, "--timeout", "0"], ["load", "hf://a/b", "--region", "x"]],
+    [
+        ["load"],
+        [*WORDS, "--call-off"],
+        ["load", "no-such-folder"],
+        [*WORDS, "--timeout", "0"],
+        ["load", "hf://a/b", "--region", "x"],
+    ],
 )
 def test_wrong_words_are_told_before_any_node_is_asked(node: Answers, words: list[str]) -> None:
     assert main(words) == 2

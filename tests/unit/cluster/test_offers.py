@@ -19,6 +19,7 @@ from butterfly_cluster.commands import (
     encode_command,
 )
 from butterfly_cluster.offer_commands import (
+    CallOffOffer,
     OfferModel,
     ReportPrepared,
     ReportUnprepared,
@@ -62,6 +63,7 @@ def test_every_command_of_an_offer_and_the_state_with_one_come_back_from_json() 
     by = Acting(1, node(1))
     said: list[Command] = [
         OfferModel(1, PLACE),
+        CallOffOffer(1),
         Ordered(by, prepare()),
         prepared(STAGES[0]),
         ReportUnprepared(1, node(2), "no such bucket"),
@@ -173,6 +175,7 @@ COMMANDS: list[Command] = [
     *(prepared(stage) for stage in STAGES),
     ReportUnprepared(1, node(1), "no"),
     WithdrawModel(1, "no"),
+    CallOffOffer(1),
     SWITCH,
     SwitchModel(2, 2, ROOT),
     ReportBroken(1, node(1), "cut"),

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pytest
 
 from butterfly.node.offer_view import offer_view
-from butterfly.node.offering import offer_model, place_of
+from butterfly.node.offering import call_off, offer_model, place_of
 from butterfly_cluster.apply import apply
 from butterfly_cluster.commands import Command
 from butterfly_cluster.offer_commands import OfferModel, WithdrawModel
@@ -48,6 +48,18 @@ async def test_a_cluster_that_cannot_take_an_offer_says_why() -> None:
     other = OfferModel(1, ModelPlace("s3", "s3://models/c"))
     with pytest.raises(RequestError, match="another one came first"):
         await offer(Log(active(2), other))
+
+
+async def test_what_is_offered_can_be_called_off_until_it_has_taken_over() -> None:
+    log = Log(READY)
+    assert await call_off(log, lambda: log.state) == 1
+    assert log.state.offer is not None
+    assert log.state.offer.withdrawn == "a person called it off"
+    with pytest.raises(RequestError, match="no model is offered now"):
+        await call_off(log, lambda: log.state)
+    late = Log(READY, SWITCH)
+    with pytest.raises(RequestError, match="too late"):
+        await call_off(late, lambda: late.state)
 
 
 @pytest.mark.parametrize(
