@@ -88,7 +88,8 @@ def test_a_revision_takes_over_between_two_answers_and_a_bad_one_does_not(tmp_pa
     second = _revised(world, changed, tmp_path / "b")
     bad = _damaged(second, changed, tmp_path / "bad")
     model = {"source_type": "filesystem", "source_path": str(first.folder), "name": "tiny"}
-    with local_cluster(tmp_path / "nodes", model, equal=True) as cluster:
+    patient = {"dead_after_seconds": 15.0, "admission_lease_seconds": 10.0}  # a slow machine
+    with local_cluster(tmp_path / "nodes", model, equal=True, cluster=patient) as cluster:
         epoch = cluster.wait_until_operational()
 
         with continuous_questions(cluster.nodes) as asked:

@@ -1,6 +1,7 @@
 """How a node and its engine read a hub: at one commit, and from a cache without the network."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from butterfly.config import ModelSection
 from butterfly.node.local import Local
 from butterfly.node.model import ModelReader
+from butterfly_cluster.state import ModelPlace
 from butterfly_weights.source import SourceOptions, open_source
 from tests.support.checkpoints import Shape, write_checkpoint
 from tests.support.hub_server import REPO, HubServer, hub_cache, hub_server
@@ -86,6 +88,47 @@ async def test_a_commit_that_the_configuration_names_is_never_left(
     assert await reader.refresh()
 
     assert not reader.turn_to(now)
+
+
+async def test_an_offered_branch_is_followed_at_the_commit_that_was_read_and_not_read_again(
+    hub: HubServer, tmp_path: Path
+) -> None:
+    first = hub.revisions["main"]
+    next_one = make_tiny_model(tmp_path / "next", layers=3, tokenizer=True).folder
+    offered = hub.revisions["main"] = hub.commit(next_one)
+    reader = reader_of(hub, tmp_path, f"{REPO}@{first}")
+    assert await reader.refresh()
+    place = ModelPlace("huggingface", REPO, hub.url, None, "next")
+
+    found = await reader.read_offered(place)
+
+    assert found.path == f"{REPO}@{offered}"
+    pinned = replace(place, source_path=found.path)
+    assert reader.offered(place) is reader.offered(pinned) is found
+    assert reader.offered(replace(place, source_path=f"{REPO}@{first}")) is None
+    assert reader.engine_source().source_path == f"{REPO}@{first}", "what serves is as it was"
+    asked = len(hub.asked)
+    reader.follow(pinned)
+    assert (reader.text, reader.name, reader.place) == (found.text, "next", pinned)
+    assert reader.engine_source() == reader.source_of(pinned, found)
+    assert reader.engine_source().source_path == f"{REPO}@{offered}"
+    assert len(hub.asked) == asked
+
+
+async def test_a_place_that_was_not_offered_here_is_read_when_it_is_followed(
+    hub: HubServer, model: Path, tmp_path: Path
+) -> None:
+    reader = reader_of(hub, tmp_path)
+    assert await reader.refresh()
+
+    reader.follow(ModelPlace("filesystem", str(model)))
+
+    assert (reader.checkpoint, reader.described, reader.text) == (None, None, None)
+    await reader.read_until_known()
+    assert reader.engine_source().source_path == str(model)
+    reader.follow(None)
+    await reader.read_until_known()
+    assert reader.engine_source().source_type == "huggingface"
 
 
 async def test_offline_the_engine_is_told_the_folder_of_the_snapshot(
