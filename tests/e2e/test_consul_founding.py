@@ -16,7 +16,7 @@ import pytest
 from tests.support.consul_server import ConsulAgent, consul_agent
 from tests.support.local_cluster import LocalCluster, LocalNode, local_cluster
 
-pytestmark = [pytest.mark.e2e, pytest.mark.chaos]
+pytestmark = [pytest.mark.e2e, pytest.mark.chaos, pytest.mark.light]
 
 MODEL = {"source_type": "embedded", "source_path": "toy-llama"}
 FOUNDERS = 3

@@ -19,7 +19,7 @@ from tests.support.local_cluster import LocalCluster, LocalNode, local_cluster
 from tests.support.s3 import S3Server, credentials_environment, rclone_s3
 from tests.support.tiny_models import make_tiny_model
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.light]
 
 BARE = {"role": "coordinator", "capacity": 0}
 SHARD = "model-00002-of-00005.safetensors"
