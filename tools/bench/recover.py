@@ -27,7 +27,8 @@ sys.path.insert(0, str(ROOT))
 from tests.support.local_cluster import LocalCluster, LocalNode, local_cluster
 
 MODEL = {"source_type": "embedded", "source_path": "toy-llama"}
-TOKENS = 800
+TOKENS = 440
+"""The toy model's context is 512."""
 PROMPT = "What is the Zen of Python?"
 ASK_AGAIN_SECONDS = 0.02
 
@@ -61,7 +62,10 @@ class Stream:
             json.dumps({**body, "temperature": 0, "ignore_eos": True}),
             {"Content-Type": "application/json"},
         )
-        for line in connection.getresponse():
+        response = connection.getresponse()
+        if response.status != http.client.OK:
+            raise RuntimeError(f"no answer: {response.status} {response.read(2000)!r}")
+        for line in response:
             if line.startswith(b"data: {"):
                 piece = json.loads(line[6:])
                 self.text += "".join(choice["text"] for choice in piece.get("choices", ()))
@@ -78,7 +82,8 @@ def kill_once(cluster: LocalCluster, victim: LocalNode, whole: str, found: Found
     """Kill it under an answer, measure, and bring it back."""
     rest = [node for node in cluster.nodes if node is not victim]
     stream = Stream(rest[0])
-    stream.began.wait(60)
+    if not stream.began.wait(60) or not stream.thread.is_alive():
+        raise RuntimeError("no answer is under way: nothing would be measured")
     killed_at = time.monotonic()
     victim.kill()
     found.served_again.append(until_served(rest[1]) - killed_at)
@@ -109,6 +114,8 @@ def measure(kills: int) -> dict[str, Found]:
         cluster.wait_until_operational()
         undisturbed = Stream(cluster.nodes[0])
         undisturbed.thread.join(120)
+        if not undisturbed.text:
+            raise RuntimeError("the undisturbed answer is empty: nothing could be compared")
         for number in range(kills):
             leads = cluster.coordinator()
             worker = next(node for node in cluster.nodes if node is not leads)
