@@ -4,8 +4,7 @@ A Llama-shaped bfloat16 checkpoint, loaded whole by each system in turns, each t
 process, from a local folder (cold and warm) and from nginx on loopback that plays S3 (HTTP and
 HTTPS; its files are in the page cache). Ours compares every leaf with the manifest; nobody else
 checks anything. Ratios are medians of the rounds' own ratios, so a noisy machine disturbs both.
-Each round begins with another system. Before each run, memory is touched that a virtual machine
-may have given back to its host: the first touch of it costs more than a load.
+Each round begins with another system.
 
     python tools/bench/load.py --markdown --bytes 1000000000 --rounds 5
     python tools/bench/load.py --only http     # or https, cold, warm, cuda
@@ -116,18 +115,10 @@ def set_cache(folder: Path, *, cold: bool) -> None:
                 pass
 
 
-def touch_memory(nbytes: int) -> None:
-    """In a process of its own, which ends at once."""
-    program = f"import mmap; m = mmap.mmap(-1, {nbytes}); m.madvise(mmap.MADV_HUGEPAGE)\n"
-    program += f"for at in range(0, {nbytes}, 4096): m[at] = 1"
-    subprocess.run([sys.executable, "-c", program], check=True)
-
-
 def run_once(scenario: str, system: str, folder: Path, server: Running) -> Run:
     url = {"http": server.http_url, "https": server.https_url}.get(scenario, "")
     ca_file = str(server.ca_file) if scenario == "https" else ""
     set_cache(folder, cold=scenario == "cold")
-    touch_memory(2 * sum(path.stat().st_size for path in folder.glob("*.safetensors")))
     command = [sys.executable, str(CHILD), system, str(folder), url, ca_file]
     environment = os.environ | credentials_environment()
     done = subprocess.run(
