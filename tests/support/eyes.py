@@ -36,6 +36,7 @@ class Seen:
     asked: float
     at: float
     node: str
+    process_id: int
     node_id: str
     cluster_id: str | None
     state: str
@@ -69,15 +70,19 @@ class Eyes:
 
     def _watch(self, node: LocalNode) -> None:
         while not self._stop.wait(LOOK_SECONDS):
+            process = node.process
             status, asked = _get(node, "/status"), time.monotonic()
             readiness = _get(node, "/readiness")
-            if status is None or readiness is None:
+            if status is None or readiness is None or process is None:
                 continue
+            if node.process is not process:
+                continue  # it was started again meanwhile
             self.seen.append(
                 Seen(
                     asked,
                     time.monotonic(),
                     node.name,
+                    process.pid,
                     status["node_id"],
                     status["cluster_id"],
                     status["state"],
@@ -103,7 +108,11 @@ class Eyes:
         return [seen for seen in self.of(node, since=since) if not seen.admits]
 
     def broken_promises(self) -> list[str]:
-        """What may never be: two clusters, two coordinators in a term, an epoch that goes back."""
+        """What may never be: two clusters, two coordinators in a term, an epoch that goes back.
+
+        A node that starts again knows at first only what it knew to be committed, which may be
+        older than what it showed before.
+        """
         seen = sorted(self.seen, key=lambda look: look.at)
         broken = []
         clusters = {look.cluster_id for look in seen} - {None}
@@ -115,13 +124,12 @@ class Eyes:
                 first = believed.setdefault(look.term, look.node_id)
                 if first != look.node_id:
                     broken.append(f"two coordinators in term {look.term}")
-        newest: dict[str, int] = {}
+        newest: dict[int, int] = {}
         for look in seen:
-            if look.epoch < newest.get(look.node, 0) and look.epoch > 0:
-                broken.append(
-                    f"{look.node} went back from epoch {newest[look.node]} to {look.epoch}"
-                )
-            newest[look.node] = max(newest.get(look.node, 0), look.epoch)
+            before = newest.get(look.process_id, 0)
+            if 0 < look.epoch < before:
+                broken.append(f"{look.node} went back from epoch {before} to {look.epoch}")
+            newest[look.process_id] = max(before, look.epoch)
         return broken
 
 
