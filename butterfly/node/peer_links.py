@@ -18,7 +18,7 @@ from butterfly.peer_messages import PeerLink, PeersOpened
 from butterfly_cluster.state import ClusterState
 from butterfly_core.errors import ButterflyError, EngineLost, Refused
 from butterfly_core.ids import NodeId, short
-from butterfly_core.layers import LayerRange, stage_parts
+from butterfly_core.layers import LayerRange
 from butterfly_wire.listener import PeerListener
 from butterfly_wire.pool import PeerPool
 from butterfly_wire.tickets import DataTicket, Mode, dial_data
@@ -47,7 +47,7 @@ def _parts_of(state: ClusterState, node: NodeId) -> frozenset[str]:
     if stage is None or state.model is None:
         return frozenset()
     layers = LayerRange(stage.layers.start, stage.layers.stop)
-    return frozenset(stage_parts(layers, state.model.layer_count, tied=state.model.tied))
+    return frozenset(state.model.parts_of(layers))
 
 
 class PeerLinks:

@@ -7,7 +7,7 @@ from butterfly.node.planning import make_plan
 from butterfly_cluster.state import AssignedStage, Assignment, Member
 from butterfly_core.errors import DoesNotFit
 from butterfly_core.ids import NodeId
-from butterfly_core.layers import LayerRange, stage_parts
+from butterfly_core.layers import LayerRange
 from butterfly_core.model import ModelSpec
 from butterfly_partition.planned import Demand
 
@@ -64,7 +64,7 @@ def _fits_in_place(
         member = by_node.get(stage.node_id)
         if member is None or member.capacity is None or member.engine != stage.engine:
             return False
-        parts = stage_parts(stage.layers, offered.layer_count, tied=offered.tied)
+        parts = offered.parts_of(stage.layers)
         new = sum(offered.part_bytes.get(part, 0) for part in parts if part not in alike)
         cache = max(
             _cache_bytes(held, stage.layers, assignment.kv_tokens),

@@ -1,7 +1,7 @@
 """One look at a model's source: headers, small files, manifest and signature. Blocks."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from butterfly.channel import ModelSource
@@ -46,8 +46,7 @@ def section_at(section: ModelSection, place: ModelPlace | None) -> ModelSection:
     """The section as it would be if the model lay there; what is kept and trusted stays."""
     if place is None:
         return section
-    words = ("source_type", "source_path", "endpoint_url", "region", "name")
-    return section.model_copy(update={word: getattr(place, word) for word in words})
+    return section.model_copy(update=asdict(place))
 
 
 def read_model(section: ModelSection, path: str, embedded_root: Path) -> Reading:

@@ -39,7 +39,6 @@ from butterfly_cluster.state import (
     Rejection,
 )
 from butterfly_core.ids import NodeId
-from butterfly_core.layers import stage_parts
 
 FAILURES_MAX = 100
 DEPARTED_MAX = 100
@@ -268,7 +267,7 @@ def _validate(state: ClusterState, assignment: Assignment, command: PassValidati
     if model is None or command.root != (model.manifest_root or state.pinned_root or command.root):
         return state
     for stage in assignment.stages:
-        needed = stage_parts(stage.layers, model.layer_count, tied=model.tied)
+        needed = model.parts_of(stage.layers)
         if not set(needed) <= set(state.digests.get(stage.node_id, {})):
             return state
     validated = replace(

@@ -18,7 +18,6 @@ from butterfly_cluster.offer_commands import (
     WithdrawModel,
 )
 from butterfly_cluster.state import AssignedStage, Assignment, ClusterState, ModelOffer
-from butterfly_core.layers import stage_parts
 from butterfly_core.model import ModelSpec
 
 OfferCommand = OfferModel | CallOffOffer | OfferOrder | OfferReport
@@ -95,14 +94,10 @@ def _prepared(state: ClusterState, offer: ModelOffer, command: ReportPrepared) -
     stage = offer.stage_of(command.node_id)
     if stage is None or offer.spec is None:
         return state
-    if not set(_parts_of(offer.spec, stage)) <= command.part_digests.keys():
+    if not set(offer.spec.parts_of(stage.layers)) <= command.part_digests.keys():
         return state
     prepared = {**offer.prepared, command.node_id: dict(command.part_digests)}
     return replace(state, offer=replace(offer, prepared=prepared))
-
-
-def _parts_of(spec: ModelSpec, stage: AssignedStage) -> tuple[str, ...]:
-    return stage_parts(stage.layers, spec.layer_count, tied=spec.tied)
 
 
 def _switch(state: ClusterState, offer: ModelOffer, command: SwitchModel) -> ClusterState:

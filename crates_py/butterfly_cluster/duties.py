@@ -31,7 +31,6 @@ from butterfly_cluster.offer_duties import offer_duty
 from butterfly_cluster.state import Acting, Assignment, ClusterState, Member
 from butterfly_cluster.voters import voter_duty
 from butterfly_core.ids import NodeId, short
-from butterfly_core.layers import stage_parts
 
 __all__ = [
     "Act",
@@ -189,7 +188,7 @@ def _judge_digests(state: ClusterState, seen: Observations) -> Duty | None:
         reported = state.digests.get(stage.node_id)
         if reported is None:
             continue
-        for part in stage_parts(stage.layers, model.layer_count, tied=model.tied):
+        for part in model.parts_of(stage.layers):
             told_by.setdefault(part, stage.node_id)
             expected = together.setdefault(part, reported.get(part, ""))
             if reported.get(part) != expected:

@@ -7,7 +7,6 @@ from butterfly_cluster.observations import Duty, Observations, PlanOffer, Policy
 from butterfly_cluster.offer_commands import SwitchModel, WithdrawModel
 from butterfly_cluster.state import ClusterState, Member, ModelOffer
 from butterfly_core.ids import NodeId, short
-from butterfly_core.layers import stage_parts
 from butterfly_core.model import ModelSpec
 
 
@@ -65,7 +64,7 @@ def _wrong_digest(offer: ModelOffer, spec: ModelSpec) -> str | None:
         reported = offer.prepared.get(stage.node_id)
         if reported is None:
             continue
-        for part in stage_parts(stage.layers, spec.layer_count, tied=spec.tied):
+        for part in spec.parts_of(stage.layers):
             seen = reported.get(part, "none")
             expected = together.setdefault(part, seen)
             if seen != expected:

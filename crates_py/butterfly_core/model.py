@@ -42,10 +42,13 @@ class ModelSpec:
     def layer_bytes(self, layer: int) -> int:
         return self.part_bytes[layer_part(layer)]
 
+    def parts_of(self, layers: LayerRange) -> tuple[str, ...]:
+        """The parts that the holder of these layers needs."""
+        return stage_parts(layers, self.layer_count, tied=self.tied)
+
     def stage_bytes(self, layers: LayerRange) -> int:
         """Weight bytes that the holder of these layers needs."""
-        parts = stage_parts(layers, self.layer_count, tied=self.tied)
-        return sum(self.part_bytes.get(part, 0) for part in parts)
+        return sum(self.part_bytes.get(part, 0) for part in self.parts_of(layers))
 
     @property
     def first_extra_bytes(self) -> int:
