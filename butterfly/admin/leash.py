@@ -7,23 +7,16 @@ and then the process becomes the command. It is done here and not between fork a
 little is allowed. Only Linux can do it; elsewhere the command runs without a leash.
 """
 
-import ctypes
 import os
-import signal
 import sys
 
-PR_SET_PDEATHSIG = 1
+from butterfly.parent_death import end_with
 
 
 def main(argv: list[str]) -> None:
     """``argv``: the parent's process id, the program, its arguments. Does not return."""
     parent, command = int(argv[0]), argv[1:]
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-            sys.exit(f"prctl(PR_SET_PDEATHSIG): {os.strerror(ctypes.get_errno())}")
-        if os.getppid() != parent:  # it died before the leash was on
-            sys.exit("the parent is gone")
+    end_with(parent, "the parent")
     try:
         os.execvp(command[0], command)
     except OSError as error:

@@ -6,7 +6,6 @@ on the node and nothing depends on the engine within milliseconds.
 """
 
 import argparse
-import ctypes
 import gc
 import json
 import logging
@@ -20,9 +19,9 @@ from typing import Final
 
 from butterfly.channel import EngineSettings, Hello
 from butterfly.engine_host.node_channel import BlockingChannel
+from butterfly.parent_death import end_with
 from butterfly_core.errors import EngineLost
 
-_PR_SET_PDEATHSIG: Final = 1
 _NICENESS: Final = 5
 EXIT_UNEXPECTED: Final = 70
 
@@ -36,7 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--engine", required=True, help="the name of this run")
     parser.add_argument("--settings", required=True, help="EngineSettings as JSON")
     arguments = parser.parse_args(argv)
-    _die_with_the_node(arguments.node)
+    end_with(arguments.node, "the node")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the node's to handle
     threading.excepthook = _end_process
     sys.excepthook = _end_at_once
     os.nice(_NICENESS)
@@ -62,13 +62,6 @@ def _end_at_once(
     sys.__excepthook__(kind, failure, trace)
     sys.stderr.flush()
     os._exit(1)
-
-
-def _die_with_the_node(node: int) -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != node:  # it died before the kernel was asked
-        sys.exit("the node is gone")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the node's to handle
 
 
 def _serve(channel: BlockingChannel, engine: str, settings: EngineSettings) -> int:
