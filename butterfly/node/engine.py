@@ -42,6 +42,9 @@ _PAUSE_MAX_SECONDS: Final = 30.0
 _LOG_BYTES_MAX: Final = 8 << 20
 _LOG_TAIL_CHARACTERS: Final = 500
 
+# -P: a file in the current directory must not shadow a module. Tests put another one here.
+PROGRAM: tuple[str, ...] = (sys.executable, "-P", "-m", "butterfly.engine_host")
+
 
 @dataclass(frozen=True, slots=True)
 class Death:
@@ -157,10 +160,7 @@ class Engine:
         with self._log_path.open("ab") as sink:
             self._log_start = sink.tell()
             return await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",  # a file in the current directory must not shadow a module
-                "-m",
-                "butterfly.engine_host",
+                *PROGRAM,
                 "--fd",
                 str(theirs.fileno()),
                 "--node",

@@ -23,7 +23,7 @@ def test_a_node_that_ends_by_itself_is_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_an_engine_ends_with_its_killed_node(tmp_path: Path) -> None:
-    with local_cluster(tmp_path, MODEL, nodes=1) as cluster:
+    with local_cluster(tmp_path, MODEL, nodes=1, cold=True) as cluster:
         node = cluster.nodes[0]
         cluster.wait(lambda: node.engines(), "an engine")
         assert node.engines() == [node.engine_pid()]

@@ -1,6 +1,7 @@
 """The main road: real processes find each other, split a model, prove it and answer."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,12 @@ def cluster(tiny: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture
-def clients(cluster: LocalCluster) -> list[openai.OpenAI]:
-    return [openai.OpenAI(base_url=f"{n.url}/v1", api_key="none") for n in cluster.nodes]
+def clients(cluster: LocalCluster) -> Iterator[list[openai.OpenAI]]:
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(openai.OpenAI(base_url=f"{n.url}/v1", api_key="none"))
+            for n in cluster.nodes
+        ]
 
 
 def test_three_equal_nodes_become_one_cluster_and_agree_on_everything(

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.support import engines
 from tests.support.s3 import free_port
 
 START_SECONDS = 180.0
@@ -45,6 +46,8 @@ class LocalNode:
     environment: Mapping[str, str]
     prefix: Sequence[str] = ()
     """What the command is run with, as ``ip netns exec NAME``; it must not fork."""
+    cold: bool = False
+    """Execute the engine instead of forking it (see ``tests.support.engines``)."""
     process: subprocess.Popen[bytes] | None = None
     asked_to_end: bool = False
 
@@ -72,14 +75,19 @@ class LocalNode:
     def start(self, *flags: str) -> None:
         self.config_path.write_text(to_toml(self.settings))
         self.asked_to_end = False
-        program = [sys.executable, "-m", "butterfly.node.main"]
-        command = [*self.prefix, *program, "--config", str(self.config_path), *flags]
+        program = ["-m", "butterfly.node.main"]
+        environment = {**os.environ, **self.environment}
+        if not (self.cold or engines.are_cold()):
+            program = ["-P", str(engines.NODE)]
+            environment[engines.SOCKET_VARIABLE] = engines.forks_socket()
+        settings = ["--config", str(self.config_path)]
+        command = [*self.prefix, sys.executable, *program, *settings, *flags]
         with (self.folder / f"{self.name}.log").open("ab") as sink:
             self.process = subprocess.Popen(
                 command,
                 stdout=sink,
                 stderr=sink,
-                env={**os.environ, **self.environment},
+                env=environment,
                 preexec_fn=_die_with_the_test,
             )
 
@@ -116,15 +124,16 @@ class LocalNode:
         ]
 
     def engine_pid(self) -> int:
-        """The process id of this node's engine."""
+        """The process id of this node's engine; not of what launched it, if that is another."""
         assert self.process is not None
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        (pid,) = [
+        (child,) = [
             int(child)
             for child in children.read_text().split()
             if b"butterfly.engine_host" in Path(f"/proc/{child}/cmdline").read_bytes()
         ]
-        return pid
+        forked = [pid for pid in self.engines() if pid != child]
+        return forked[0] if forked else child
 
     def get(self, path: str) -> tuple[int, Any]:
         """Status code and JSON body of a GET; (0, reason) when nobody answers."""
@@ -258,12 +267,14 @@ def local_cluster(
     nodes: int = 3,
     equal: bool = False,
     start: bool = True,
+    cold: bool = False,
     environments: Sequence[Mapping[str, str]] = (),
     **sections: Mapping[str, Any],
 ) -> Iterator[LocalCluster]:
     """A cluster as in the seed (one coordinator, workers that name it), or of equal nodes.
 
-    ``model`` is the ``[model]`` section; other sections are merged over the defaults here.
+    ``model`` is the ``[model]`` section; other sections are merged over the defaults here. The
+    engines of ``cold`` nodes are executed, the others' forked (see ``tests.support.engines``).
     """
     folder.mkdir(parents=True, exist_ok=True)
     secret = folder / "secret"
@@ -290,7 +301,7 @@ def local_cluster(
         for section, keys in sections.items():
             settings[section] = {**settings.get(section, {}), **keys}
         environment = environments[i] if i < len(environments) else {}
-        cluster.nodes.append(LocalNode(f"node-{i}", folder, settings, environment))
+        cluster.nodes.append(LocalNode(f"node-{i}", folder, settings, environment, cold=cold))
     try:
         if start:
             cluster.start()

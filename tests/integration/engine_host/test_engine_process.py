@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -40,6 +40,7 @@ from butterfly_core.errors import EngineLost
 from butterfly_core.generation import FinishReason, GenerationRequest, SamplingParams
 from butterfly_weights.checkpoint import read_checkpoint
 from butterfly_weights.source import open_source
+from tests.support import engines
 
 TOY = Path(__file__).parents[3] / "butterfly" / "demo_model" / "toy-llama"
 SETTINGS = EngineSettings("cpu", "auto", 1, 16, 64, 8, 8)
@@ -93,7 +94,9 @@ async def running(
     *,
     silent_seconds: float = 30.0,
     starts: bool = True,
+    cold: bool = False,
 ) -> AsyncIterator[tuple[Engine, Driver]]:
+    """``cold`` where the process itself is what matters: it is executed, not forked."""
     driver = Driver()
     engine = Engine(
         settings,
@@ -102,15 +105,16 @@ async def running(
         on_death=driver.deaths.append,
         silent_seconds=silent_seconds,
     )
-    task = asyncio.create_task(engine.run())
-    try:
-        if starts:
-            await driver.until(Hello)
-        yield engine, driver
-    finally:
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+    with nullcontext() if cold else engines.forked():
+        task = asyncio.create_task(engine.run())
+        try:
+            if starts:
+                await driver.until(Hello)
+            yield engine, driver
+        finally:
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
 
 
 def order(folder: Path, epoch: int = 1) -> Load:
@@ -133,7 +137,7 @@ def order(folder: Path, epoch: int = 1) -> Load:
 
 
 async def test_an_engine_loads_proves_warms_up_and_answers(tmp_path: Path) -> None:
-    async with running(tmp_path) as (engine, driver):
+    async with running(tmp_path, cold=True) as (engine, driver):
         hello = await driver.until(Hello)
         assert hello.capacity.device == "cpu"
         assert hello.capacity.memory_free_bytes > 0
@@ -241,7 +245,7 @@ async def test_a_source_that_is_gone_is_a_failed_load_and_not_the_engines_end(
 
 
 async def test_a_killed_engine_is_told_and_runs_again_only_when_asked(tmp_path: Path) -> None:
-    async with running(tmp_path) as (engine, driver):
+    async with running(tmp_path, cold=True) as (engine, driver):
         assert engine.process_id is not None
         os.kill(engine.process_id, signal.SIGKILL)
         assert (await driver.death()).reason == "killed by signal 9"
@@ -255,7 +259,7 @@ async def test_a_killed_engine_is_told_and_runs_again_only_when_asked(tmp_path: 
 
 
 async def test_a_stopped_engine_is_killed_and_the_reason_told(tmp_path: Path) -> None:
-    async with running(tmp_path, silent_seconds=3.0) as (engine, driver):
+    async with running(tmp_path, silent_seconds=3.0, cold=True) as (engine, driver):
         assert engine.process_id is not None
         process_id = engine.process_id
         os.kill(process_id, signal.SIGSTOP)
@@ -299,7 +303,7 @@ async def test_a_process_that_cannot_be_made_is_a_death_and_not_the_nodes_end(
 
 
 async def test_a_cancelled_send_leaves_whole_messages(tmp_path: Path) -> None:
-    async with running(tmp_path) as (engine, driver):
+    async with running(tmp_path, cold=True) as (engine, driver):
         await engine.send(order(tmp_path))
         await driver.until(Loaded)
         assert engine.process_id is not None
@@ -324,7 +328,7 @@ async def test_a_cancelled_send_leaves_whole_messages(tmp_path: Path) -> None:
 
 
 async def test_ending_takes_less_than_what_a_stopped_engine_would(tmp_path: Path) -> None:
-    async with asyncio.timeout(60), running(tmp_path) as (engine, _):
+    async with asyncio.timeout(60), running(tmp_path, cold=True) as (engine, _):
         assert engine.process_id is not None
         process_id = engine.process_id
         os.kill(process_id, signal.SIGSTOP)
