@@ -14,6 +14,7 @@ from butterfly_cluster.commands import (
     RemoveMember,
     ReportPlanProblem,
 )
+from butterfly_cluster.digest_reports import Conflict, put_together
 from butterfly_cluster.liveness import Signs, cause_of_death
 from butterfly_cluster.observations import (
     Act,
@@ -182,29 +183,25 @@ def _judge_digests(state: ClusterState, seen: Observations) -> Duty | None:
         return None
     if state.epoch in (state.validated_epoch, state.repinned_epoch):
         return None
-    together: dict[str, str] = dict(state.part_digests)
-    told_by: dict[str, NodeId] = {}
-    for stage in assignment.stages:
-        reported = state.digests.get(stage.node_id)
-        if reported is None:
-            continue
-        for part in model.parts_of(stage.layers):
-            told_by.setdefault(part, stage.node_id)
-            expected = together.setdefault(part, reported.get(part, ""))
-            if reported.get(part) != expected:
-                return _reject(state, part, stage.node_id, told_by[part])
+    together = put_together(state.part_digests, state.digests, assignment.stages, model)
+    if isinstance(together, Conflict):
+        return _reject(state, together)
     if len(state.digests) < len(assignment.stages) or seen.root_of is None:
         return None
     return _pass_or_reject(state, seen.root_of(together))
 
 
-def _reject(state: ClusterState, part: str, node_id: NodeId, other: NodeId) -> Duty:
+def _reject(state: ClusterState, conflict: Conflict) -> Duty:
     """Of two nodes that differ while nothing says who is right, they load again in turn."""
-    agreed = state.part_digests.get(part)
-    if agreed is None and _rejected(state, other) < _rejected(state, node_id):
-        node_id, other = other, node_id
-    expected = agreed or state.digests[other].get(part, "none")
-    reason = _mismatch(node_id, part, expected, state.digests[node_id].get(part))
+    node_id, other = conflict.node_id, conflict.other
+    seen, expected = conflict.seen, conflict.expected
+    unknown = conflict.part not in state.part_digests
+    if other and unknown and _rejected(state, other) < _rejected(state, node_id):
+        node_id, seen, expected = other, expected, seen
+    reason = (
+        f"node {short(node_id)}: the weights of {conflict.part} have the digest {seen}, "
+        f"the model's is {expected}; the node drops them and loads again"
+    )
     if state.pinned_root is not None:
         reason += "; what was pinned is given up with butterfly-admin manifest repin"
     return Propose(RejectDigests(state.epoch, node_id, reason))
@@ -213,13 +210,6 @@ def _reject(state: ClusterState, part: str, node_id: NodeId, other: NodeId) -> D
 def _rejected(state: ClusterState, node_id: NodeId) -> int:
     rejection = state.rejections.get(node_id)
     return rejection.count if rejection else 0
-
-
-def _mismatch(node_id: NodeId, part: str, expected: str, seen: str | None) -> str:
-    return (
-        f"node {short(node_id)}: the weights of {part} have the digest {seen or 'none'}, "
-        f"the model's is {expected}; the node drops them and loads again"
-    )
 
 
 def _pass_or_reject(state: ClusterState, root: str) -> Duty | None:

@@ -3,11 +3,13 @@
 Whatever goes wrong ends the offer, with its reason; the model that serves is not touched.
 """
 
+from collections.abc import Mapping
+
+from butterfly_cluster.digest_reports import Conflict, put_together
 from butterfly_cluster.observations import Duty, Observations, PlanOffer, Policy, Propose
 from butterfly_cluster.offer_commands import SwitchModel, WithdrawModel
 from butterfly_cluster.state import ClusterState, Member, ModelOffer
-from butterfly_core.ids import NodeId, short
-from butterfly_core.model import ModelSpec
+from butterfly_core.ids import short
 
 
 def offer_duty(
@@ -22,10 +24,10 @@ def offer_duty(
         return Propose(WithdrawModel(offer.number, lost))
     if offer.spec is None:
         return _plan(state, seen, offer, machines)
-    wrong = _wrong_digest(offer, offer.spec)
-    if wrong is not None:
-        return Propose(WithdrawModel(offer.number, wrong))
-    return _switch(state, seen, policy, offer, offer.spec) if offer.is_ready else None
+    together = put_together(offer.part_digests, offer.prepared, offer.stages, offer.spec)
+    if isinstance(together, Conflict):
+        return Propose(WithdrawModel(offer.number, _told(together)))
+    return _switch(state, seen, policy, offer, together) if offer.is_ready else None
 
 
 def _lost(state: ClusterState, offer: ModelOffer) -> str | None:
@@ -56,36 +58,26 @@ def _plan(
     return PlanOffer(offer.number, machines)
 
 
-def _wrong_digest(offer: ModelOffer, spec: ModelSpec) -> str | None:
-    """A part that is not what the manifest says, or of which two nodes say different things."""
-    together: dict[str, str] = dict(offer.part_digests)
-    told_by: dict[str, NodeId] = {}
-    for stage in offer.stages:
-        reported = offer.prepared.get(stage.node_id)
-        if reported is None:
-            continue
-        for part in spec.parts_of(stage.layers):
-            seen = reported.get(part, "none")
-            expected = together.setdefault(part, seen)
-            if seen != expected:
-                other = told_by.get(part)
-                whose = f"node {short(other)}'s" if other else "its manifest's"
-                return (
-                    f"node {short(stage.node_id)}: the weights of {part} have the digest {seen}, "
-                    f"{whose} is {expected}"
-                )
-            told_by[part] = stage.node_id
-    return None
+def _told(conflict: Conflict) -> str:
+    whose = f"node {short(conflict.other)}'s" if conflict.other else "its manifest's"
+    return (
+        f"node {short(conflict.node_id)}: the weights of {conflict.part} have the digest "
+        f"{conflict.seen}, {whose} is {conflict.expected}"
+    )
 
 
 def _switch(
-    state: ClusterState, seen: Observations, policy: Policy, offer: ModelOffer, spec: ModelSpec
+    state: ClusterState,
+    seen: Observations,
+    policy: Policy,
+    offer: ModelOffer,
+    part_digests: Mapping[str, str],
 ) -> Duty | None:
     """Between two steps: when no answer is under way any more, or those have had their time."""
-    if seen.offered_root_of is None:
+    spec = offer.spec
+    if spec is None or seen.offered_root_of is None:
         return None
-    digests = {part: digest for told in offer.prepared.values() for part, digest in told.items()}
-    root = seen.offered_root_of(digests)
+    root = seen.offered_root_of(part_digests)
     if root != (spec.manifest_root or root):
         reason = (
             f"the weights at {offer.place} have the Merkle root {root}, and its manifest says "
