@@ -1,9 +1,13 @@
-"""One seed, one story: a plot, faults for a while, an end where everything must be well again."""
+"""One seed, one story: a plot, faults for a while, an end where everything must be well again.
+
+Or one scene, which a test tells itself.
+"""
 
 import asyncio
 import logging
 import random
 import tempfile
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from butterfly_cluster.founding_sight import SourceName
@@ -14,6 +18,8 @@ from tests.sim.virtual_loop import run_virtually
 TROUBLE_SECONDS = 8.0
 CONVERGE_SECONDS = 120.0
 _SHARED_MEMORY = Path("/dev/shm")
+
+Scene = Callable[[World], Awaitable[None]]
 
 
 def plot_of(seed: int) -> Plot:
@@ -40,19 +46,16 @@ def plot_of(seed: int) -> Plot:
     )
 
 
-async def play(world: World) -> None:
-    """The whole story. Violations are in ``world.watch``."""
-    async with world.watched():
-        await _begin(world)
-        nemesis = Nemesis(world)
-        ends_at = world.now + TROUBLE_SECONDS
-        while world.now < ends_at:
-            await asyncio.sleep(world.dice.uniform(0.05, 1.5))
-            await nemesis.strike()
-        nemesis.end()
-        if not await world.until(lambda: is_well(world), CONVERGE_SECONDS):
-            world.watch.violate(f"no end after {CONVERGE_SECONDS:g} s: {_why(world)}")
-        world.watch.look()
+async def _whole_story(world: World) -> None:
+    await _begin(world)
+    nemesis = Nemesis(world)
+    ends_at = world.now + TROUBLE_SECONDS
+    while world.now < ends_at:
+        await asyncio.sleep(world.dice.uniform(0.05, 1.5))
+        await nemesis.strike()
+    nemesis.end()
+    if not await world.until(lambda: is_well(world), CONVERGE_SECONDS):
+        world.watch.violate(f"no end after {CONVERGE_SECONDS:g} s: {_why(world)}")
 
 
 async def _begin(world: World) -> None:
@@ -101,19 +104,27 @@ def _why(world: World) -> str:
     return "; ".join(told)
 
 
-def run_seed(seed: int, plot: Plot | None = None) -> World:
-    """Play a seed's story on disks of its own, and return the world as it ended."""
-    logging.disable(logging.CRITICAL)
+def _run(seed: int, plot: Plot, scene: Scene) -> World:
+    """Play the scene on disks of its own, and return the world as it ended, with its violations
+    in ``watch``."""
     shared = _SHARED_MEMORY if _SHARED_MEMORY.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="butterfly-sim-", dir=shared) as directory:
+
+        async def run() -> World:
+            world = World(seed, Path(directory), plot)
+            async with world.watched():
+                await scene(world)
+                world.watch.look()
+            return world
+
+        return run_virtually(run())
+
+
+def run_seed(seed: int, plot: Plot | None = None) -> World:
+    """Play a seed's story, and return the world as it ended."""
+    logging.disable(logging.CRITICAL)
     try:
-        with tempfile.TemporaryDirectory(prefix="butterfly-sim-", dir=shared) as directory:
-
-            async def run() -> World:
-                world = World(seed, Path(directory), plot or plot_of(seed))
-                await play(world)
-                return world
-
-            return run_virtually(run())
+        return _run(seed, plot or plot_of(seed), _whole_story)
     finally:
         logging.disable(logging.NOTSET)
 
@@ -122,3 +133,20 @@ def check_seed(seed: int) -> None:
     """Raises AssertionError with what did not hold."""
     world = run_seed(seed)
     assert not world.watch.violations, (seed, world.plot, world.watch.violations[:3])
+
+
+def play(plot: Plot, scene: Scene, *, seed: int = 1) -> None:
+    """A scene that begins with machines that nobody has started yet."""
+    assert not _run(seed, plot, scene).watch.violations
+
+
+def play_when_well(plot: Plot, scene: Scene, *, seed: int = 1) -> None:
+    """A scene that begins when all machines run and serve."""
+
+    async def from_the_start(world: World) -> None:
+        for machine in world.machines:
+            world.start(machine)
+        assert await world.until(lambda: is_well(world), 60.0)
+        await scene(world)
+
+    play(plot, from_the_start, seed=seed)

@@ -1,8 +1,6 @@
 """Coordinators that are paused or die, and voters that follow: whole nodes on virtual time."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import pytest
 
@@ -12,24 +10,8 @@ from butterfly_cluster.state import Acting
 from butterfly_core.ids import NodeId
 from tests.sim.nodes.nemesis import Nemesis
 from tests.sim.nodes.node import SimNode
-from tests.sim.nodes.story import is_well, run_seed
+from tests.sim.nodes.story import is_well, play_when_well, run_seed
 from tests.sim.nodes.world import Plot, World
-from tests.sim.virtual_loop import run_virtually
-
-
-def play(directory: Path, story: Callable[[World], Awaitable[None]], plot: Plot) -> None:
-    async def run() -> World:
-        world = World(5, directory, plot)
-        async with world.watched():
-            for machine in world.machines:
-                world.start(machine)
-            assert await world.until(lambda: is_well(world), 60.0)
-            await story(world)
-            world.watch.look()
-        return world
-
-    world = run_virtually(run())
-    assert not world.watch.violations
 
 
 def acting(world: World, node: SimNode) -> Acting:
@@ -38,7 +20,7 @@ def acting(world: World, node: SimNode) -> Acting:
     return found
 
 
-def test_a_coordinator_that_was_paused_gives_no_order_when_it_wakes_up(tmp_path: Path) -> None:
+def test_a_coordinator_that_was_paused_gives_no_order_when_it_wakes_up() -> None:
     async def story(world: World) -> None:
         old = world.leader()
         assert old is not None
@@ -56,12 +38,10 @@ def test_a_coordinator_that_was_paused_gives_no_order_when_it_wakes_up(tmp_path:
             assert acting(world, node).term > before.term
         assert old.replica.rejected_total >= 1
 
-    play(tmp_path, story, Plot(founders=3))
+    play_when_well(Plot(founders=3), story, seed=5)
 
 
-def test_a_coordinator_that_is_deposed_while_it_probes_claims_no_term_of_another(
-    tmp_path: Path,
-) -> None:
+def test_a_coordinator_that_is_deposed_while_it_probes_claims_no_term_of_another() -> None:
     async def story(world: World) -> None:
         nemesis = Nemesis(world)
         for _ in range(6):
@@ -71,10 +51,10 @@ def test_a_coordinator_that_is_deposed_while_it_probes_claims_no_term_of_another
             nemesis.end()
             assert await world.until(lambda: is_well(world), 60.0)
 
-    play(tmp_path, story, Plot(founders=5))
+    play_when_well(Plot(founders=5), story, seed=5)
 
 
-def test_a_node_whose_process_ended_is_judged_dead_at_once(tmp_path: Path) -> None:
+def test_a_node_whose_process_ended_is_judged_dead_at_once() -> None:
     async def story(world: World) -> None:
         leader = world.leader()
         assert leader is not None
@@ -84,12 +64,10 @@ def test_a_node_whose_process_ended_is_judged_dead_at_once(tmp_path: Path) -> No
         assert await world.until(lambda: not leader.replica.state.members[gone].alive, 10.0)
         assert world.now - since < 1.5
 
-    play(tmp_path, story, Plot(founders=3))
+    play_when_well(Plot(founders=3), story, seed=5)
 
 
-def test_a_dead_voter_is_replaced_by_a_learner_and_stays_one_when_it_returns(
-    tmp_path: Path,
-) -> None:
+def test_a_dead_voter_is_replaced_by_a_learner_and_stays_one_when_it_returns() -> None:
     async def story(world: World) -> None:
         leader = world.leader()
         assert leader is not None
@@ -108,12 +86,10 @@ def test_a_dead_voter_is_replaced_by_a_learner_and_stays_one_when_it_returns(
         assert gone not in leader.consensus.voters
         assert len(leader.consensus.voters) == 3
 
-    play(tmp_path, story, Plot(founders=4, max_voters=3))
+    play_when_well(Plot(founders=4, max_voters=3), story, seed=5)
 
 
-def test_a_coordinator_that_is_asked_to_leave_is_followed_by_one_without_an_election_timeout(
-    tmp_path: Path,
-) -> None:
+def test_a_coordinator_that_is_asked_to_leave_is_followed_without_an_election_timeout() -> None:
     async def story(world: World) -> None:
         old = world.leader()
         assert old is not None
@@ -138,12 +114,12 @@ def test_a_coordinator_that_is_asked_to_leave_is_followed_by_one_without_an_elec
         assert successor.consensus.term == term + 1
         assert await world.until(lambda: is_well(world), 60.0)
 
-    play(tmp_path, story, Plot(founders=3))
+    play_when_well(Plot(founders=3), story, seed=5)
 
 
 @pytest.mark.parametrize("pause_seconds", [0.35, 1.0, 1.9])
 def test_a_leader_that_wakes_up_cut_off_lets_no_follower_admit_for_another_lease(
-    tmp_path: Path, pause_seconds: float
+    pause_seconds: float,
 ) -> None:
     """The acknowledgements that wait for it are from before the cut."""
 
@@ -165,7 +141,7 @@ def test_a_leader_that_wakes_up_cut_off_lets_no_follower_admit_for_another_lease
         world.wire.ways.heal()
         assert await world.until(lambda: is_well(world), 60.0)
 
-    play(tmp_path, story, Plot(founders=5))
+    play_when_well(Plot(founders=5), story, seed=5)
 
 
 @pytest.mark.parametrize("seed", [1128])

@@ -1,30 +1,11 @@
 """Nodes that come back at another address are found, whoever has to look for whom."""
 
-import tempfile
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from tests.sim.nodes.story import is_well, plot_of, run_seed
+from tests.sim.nodes.story import is_well, play_when_well, plot_of, run_seed
 from tests.sim.nodes.world import Plot, World
-from tests.sim.virtual_loop import run_virtually
-
-
-def play(plot: Plot, story: Callable[[World], Awaitable[None]]) -> None:
-    with tempfile.TemporaryDirectory() as directory:
-
-        async def run() -> World:
-            world = World(1, Path(directory), plot)
-            async with world.watched():
-                for machine in world.machines:
-                    world.start(machine)
-                assert await world.until(lambda: is_well(world), 20.0)
-                await story(world)
-            return world
-
-        assert not run_virtually(run()).watch.violations
 
 
 async def move(world: World, *numbers: int) -> None:
@@ -41,7 +22,7 @@ def test_the_only_voter_is_found_by_workers_that_list_its_old_address() -> None:
         await move(world, 0)
         assert await world.until(lambda: is_well(world), 30.0)
 
-    play(Plot(founders=2, lone_coordinator=True), story)
+    play_when_well(Plot(founders=2, lone_coordinator=True), story)
 
 
 def test_voters_that_moved_find_each_other_through_the_one_that_stayed() -> None:
@@ -49,7 +30,7 @@ def test_voters_that_moved_find_each_other_through_the_one_that_stayed() -> None
         await move(world, 0, 1)
         assert await world.until(lambda: is_well(world), 30.0)
 
-    play(Plot(founders=3), story)
+    play_when_well(Plot(founders=3), story)
 
 
 def test_a_node_that_was_away_finds_a_leader_that_moved_meanwhile() -> None:
@@ -60,7 +41,7 @@ def test_a_node_that_was_away_finds_a_leader_that_moved_meanwhile() -> None:
         world.start(world.machines[2])
         assert await world.until(lambda: is_well(world), 30.0)
 
-    play(Plot(founders=3, source="dns", quorum_size=2), story)
+    play_when_well(Plot(founders=3, source="dns", quorum_size=2), story)
 
 
 def test_who_left_for_good_is_forgotten_and_dialled_by_nobody() -> None:
@@ -74,7 +55,7 @@ def test_who_left_for_good_is_forgotten_and_dialled_by_nobody() -> None:
         for node in world.running:
             assert gone.node_id not in node.addresses.known()
 
-    play(Plot(founders=4), story)
+    play_when_well(Plot(founders=4), story)
 
 
 @pytest.mark.parametrize("seed", [118, 184, 200, 228, 506, 718])

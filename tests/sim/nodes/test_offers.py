@@ -1,36 +1,26 @@
 """Another revision takes over in whole clusters on virtual time, and what goes wrong stops it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import pytest
 
 from butterfly_cluster.state import ModelOffer, ModelPlace
 from butterfly_core.errors import RequestError
 from tests.sim.nodes.engines import HOME
-from tests.sim.nodes.story import is_well
+from tests.sim.nodes.story import Scene, is_well, play_when_well
 from tests.sim.nodes.world import Plot, World
-from tests.sim.virtual_loop import run_virtually
 
 SECOND = ModelPlace("filesystem", f"{HOME}-2")
-THREE = Plot(founders=3)
 
 
-def play(directory: Path, story: Callable[[World], Awaitable[None]], plot: Plot = THREE) -> None:
-    async def run() -> World:
-        world = World(5, directory, plot)
-        async with world.watched():
-            for machine in world.machines:
-                world.start(machine)
-            assert await world.until(lambda: is_well(world), 60.0)
-            await story(world)
-            assert await world.until(lambda: is_well(world), 60.0)
-            world.watch.look()
-        return world
+def play(scene: Scene, plot: Plot | None = None) -> None:
+    """It is to end well, too."""
 
-    world = run_virtually(run())
-    assert not world.watch.violations
+    async def to_the_end(world: World) -> None:
+        await scene(world)
+        assert await world.until(lambda: is_well(world), 60.0)
+
+    play_when_well(plot or Plot(founders=3), to_the_end, seed=5)
 
 
 def newest(world: World) -> ModelOffer | None:
@@ -56,7 +46,7 @@ def places(world: World) -> set[ModelPlace | None]:
 
 @pytest.mark.parametrize("with_manifest", [True, False])
 def test_every_node_serves_the_offered_revision_and_one_that_starts_again_too(
-    tmp_path: Path, with_manifest: bool
+    with_manifest: bool,
 ) -> None:
     async def story(world: World) -> None:
         epoch = world.running[0].replica.state.epoch
@@ -69,22 +59,22 @@ def test_every_node_serves_the_offered_revision_and_one_that_starts_again_too(
         assert await world.until(lambda: is_well(world), 60.0)
         assert places(world) == {SECOND}
 
-    play(tmp_path, story, Plot(founders=3, with_manifest=with_manifest))
+    play(story, Plot(founders=3, with_manifest=with_manifest))
 
 
-def test_a_second_offer_is_refused_while_the_first_one_is_open(tmp_path: Path) -> None:
+def test_a_second_offer_is_refused_while_the_first_one_is_open() -> None:
     async def story(world: World) -> None:
         await world.running[0].offer(SECOND)
         with pytest.raises(RequestError, match="is offered already"):
             await world.running[0].offer(SECOND)
         await until_it_ends(world)
 
-    play(tmp_path, story)
+    play(story)
 
 
 @pytest.mark.parametrize("mischief", ["fail_share", "corrupt_share"])
 def test_a_node_that_cannot_load_it_right_ends_the_offer_and_the_old_model_goes_on(
-    tmp_path: Path, mischief: str
+    mischief: str,
 ) -> None:
     async def story(world: World) -> None:
         before = world.running[0].replica.state
@@ -98,10 +88,10 @@ def test_a_node_that_cannot_load_it_right_ends_the_offer_and_the_old_model_goes_
         assert (after.epoch, after.model, after.source) == (before.epoch, before.model, None)
         assert after.is_active
 
-    play(tmp_path, story)
+    play(story)
 
 
-def test_a_node_that_dies_meanwhile_ends_the_offer(tmp_path: Path) -> None:
+def test_a_node_that_dies_meanwhile_ends_the_offer() -> None:
     async def story(world: World) -> None:
         for machine in world.machines:
             machine.mischief.slow_seconds = 20.0
@@ -116,12 +106,10 @@ def test_a_node_that_dies_meanwhile_ends_the_offer(tmp_path: Path) -> None:
         world.start(worker)
         assert places(world) == {None}
 
-    play(tmp_path, story)
+    play(story)
 
 
-def test_a_coordinator_that_is_deposed_meanwhile_leaves_the_offer_to_the_next_one(
-    tmp_path: Path,
-) -> None:
+def test_a_coordinator_that_is_deposed_meanwhile_leaves_the_offer_to_the_next_one() -> None:
     async def story(world: World) -> None:
         for machine in world.machines:
             machine.mischief.slow_seconds = 5.0
@@ -136,4 +124,4 @@ def test_a_coordinator_that_is_deposed_meanwhile_leaves_the_offer_to_the_next_on
             machine.mischief.slow_seconds = 0.0
         assert (offer.withdrawn, bool(offer.switched_epoch)) == (None, True)
 
-    play(tmp_path, story)
+    play(story)

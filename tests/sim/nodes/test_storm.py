@@ -1,17 +1,12 @@
 """Many nodes at once, counted: what the coordinator hears grows with the members, and no faster."""
 
-import tempfile
-from collections.abc import Awaitable, Callable
-from pathlib import Path
-
 import pytest
 
 from butterfly.node.reports import report_period
 from butterfly_cluster.heartbeats import LEARNER_HEARTBEATS
 from butterfly_cluster.raft_timing import LAN
-from tests.sim.nodes.story import is_well
+from tests.sim.nodes.story import is_well, play
 from tests.sim.nodes.world import Plot, World
-from tests.sim.virtual_loop import run_virtually
 
 VOTERS = 5
 SLACK = 1.25
@@ -26,18 +21,6 @@ def messages_a_second_at_most(members: int) -> float:
     heartbeats = 1 / LAN.append_seconds
     answered = (VOTERS - 1) * heartbeats + (members - VOTERS) * heartbeats / LEARNER_HEARTBEATS
     return SLACK * (answered / members + 4 / LAN.silent_seconds + 1 / report_period(members))
-
-
-def play(plot: Plot, story: Callable[[World], Awaitable[None]]) -> None:
-    with tempfile.TemporaryDirectory() as directory:
-
-        async def run() -> World:
-            world = World(1, Path(directory), plot)
-            async with world.watched():
-                await story(world)
-            return world
-
-        assert not run_virtually(run()).watch.violations
 
 
 async def messages_a_second(world: World, seconds: float) -> float:
