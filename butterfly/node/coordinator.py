@@ -161,14 +161,14 @@ class Coordinator:
     def _observe(self, state: ClusterState) -> Observations:
         same_epoch = self._considered_epoch == state.epoch
         models, offer = self._models, state.open_offer
-        follows = models.place == state.source
+        found = models.found if models.place == state.source else None
         offered = models.offered(offer.place) if offer else None
         return replace(
             self._observer.look(state),
             may_plan=self._clock() >= self._plan_not_before,
             considered=self._considered if same_epoch else frozenset(),
-            described=models.described if follows else None,
-            root_of=models.root_of if follows and models.checkpoint else None,
+            described=found.described if found else None,
+            root_of=found.root_of if found else None,
             offered=offered.described if offered else None,
             offered_root_of=offered.root_of if offered else None,
         )

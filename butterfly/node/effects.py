@@ -138,20 +138,19 @@ class Effects:
         return await self._load_answer
 
     async def _order(self, epoch: int, *, forget: bool) -> Load | LoadFailed:
-        self._models.follow(self._replica.state.source)
-        await self._models.read_until_known(self._replica.state.repinned_epoch)
+        await self._models.read_until_known(lambda: self._replica.state)
         agreed = self._replica.state.model
         if agreed is not None and self._models.turn_to(agreed.revision):
             await self._models.refresh()
-        state, checkpoint = self._replica.state, self._models.checkpoint
-        found, agreed = self._models.described, state.model
-        assert checkpoint is not None
+        state, found = self._replica.state, self._models.found
+        agreed = state.model
         assert found is not None
         if agreed is None or state.assignment is None:
             return LoadFailed(epoch, "no model is agreed on", "NotServing")
-        if found.spec.identity != agreed.identity:
+        seen = found.described.spec.identity
+        if seen != agreed.identity:
             message = (
-                f"the model at this node's source is {found.spec.identity[:16]}, not the "
+                f"the model at this node's source is {seen[:16]}, not the "
                 f"{agreed.identity[:16]} that the cluster serves: restore its files if they were "
                 "changed, make [model] source_path equal on all nodes, or give up what was pinned "
                 "(butterfly-admin manifest repin)"
@@ -161,7 +160,7 @@ class Effects:
             epoch,
             agreed,
             self._models.engine_source(),
-            checkpoint,
+            found.checkpoint,
             layers=self._held_range,
             kv_tokens=state.assignment.kv_tokens,
             stages=len(state.assignment.stages),

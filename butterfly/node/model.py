@@ -10,7 +10,7 @@ asked again; what is wrong with it is kept for the status page.
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -21,13 +21,9 @@ from butterfly.channel import ModelSource
 from butterfly.config import ModelSection
 from butterfly.node.local import Local, Problem
 from butterfly.node.reading import Reading, engine_source, name_of, read_model, section_at
-from butterfly_cluster.commands import DescribeModel
 from butterfly_cluster.state import ClusterState, ModelPlace
 from butterfly_core.errors import ButterflyError
-from butterfly_text.model import TextModel
 from butterfly_weights.addresses import is_commit, parse_hub_name
-from butterfly_weights.checkpoint import Checkpoint
-from butterfly_weights.merkle import model_root
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +54,7 @@ async def in_daemon_thread(function: Callable[[], T]) -> T:
 
 class ModelReader:
     """Holds the newest reading of the model that is served, and of one that is offered;
-    ``checkpoint`` is None until one succeeded. ``place`` is where it reads: None is what the
+    ``found`` is None until one succeeded. ``place`` is where it reads: None is what the
     configuration says."""
 
     def __init__(
@@ -68,15 +64,12 @@ class ModelReader:
         self._local = local
         self._embedded_root = embedded_root
         self._cache = cache
-        self._reading = asyncio.Lock()
+        self._one_at_a_time = asyncio.Lock()
         self._path = section.source_path
-        self._snapshot: Path | None = None
         self._wanted = self._read_for = 0
         self._offered: tuple[ModelPlace, Reading] | None = None
         self.place: ModelPlace | None = None
-        self.checkpoint: Checkpoint | None = None
-        self.described: DescribeModel | None = None
-        self.text: TextModel | None = None
+        self.found: Reading | None = None
 
     @property
     def name(self) -> str:
@@ -84,8 +77,8 @@ class ModelReader:
 
     def engine_source(self) -> ModelSource:
         """The same source, as the engine process opens it."""
-        snapshot, root, cache = self._snapshot, self._embedded_root, self._cache
-        return engine_source(self._section, self._path, snapshot, root, cache)
+        snapshot = self.found.snapshot if self.found else None
+        return engine_source(self._section, self._path, snapshot, self._embedded_root, self._cache)
 
     def follow(self, place: ModelPlace | None) -> None:
         """Read there from now on, beginning with what was read while it was offered."""
@@ -93,8 +86,8 @@ class ModelReader:
             return
         log.info("the model is read from %s now", place or "where [model] says")
         self.place, self._section = place, section_at(self._configured, place)
-        self._path, self._snapshot = self._section.source_path, None
-        self.checkpoint = self.described = self.text = self._local.signed = None
+        self._path = self._section.source_path
+        self.found = self._local.signed = None
         self._local.solved(PROBLEM_CODE)
         found = self.offered(place) if place is not None else None
         if found is not None:
@@ -140,46 +133,36 @@ class ModelReader:
         self._path = path
         return True
 
-    def root_of(self, part_digests: Mapping[str, str]) -> str:
-        """The Merkle root that these digests make with this source's small files."""
-        assert self.checkpoint is not None
-        assert self.described is not None
-        layers = self.described.spec.layer_count
-        return model_root(self.checkpoint.small_files, part_digests, layers)
-
     async def keep_current(self, state: Callable[[], ClusterState]) -> None:
         """For ever: read at the start, again whenever the pinned root was given up, and where the
         cluster's model lies when that has changed."""
+        while True:
+            await self.read_until_known(state)
+            wanted = self._wanted
+            while state().repinned_epoch <= wanted and state().source == self.place:
+                await self._local.changed.wait(_LOOK_SECONDS)
+
+    async def read_until_known(self, state: Callable[[], ClusterState]) -> None:
+        """Read where the cluster's model lies, again and again until it succeeds; what is known
+        already is not read again, unless it is from before the pinned root was given up."""
         pause = _RETRY_FIRST_SECONDS
         while True:
             self.follow(state().source)
             self._wanted = max(self._wanted, state().repinned_epoch)
-            if not await self._known():
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _RETRY_MAX_SECONDS)
-                continue
-            pause, wanted = _RETRY_FIRST_SECONDS, self._wanted
-            while state().repinned_epoch <= wanted and state().source == self.place:
-                await self._local.changed.wait(_LOOK_SECONDS)
-
-    async def read_until_known(self, repinned_epoch: int = 0) -> None:
-        """Read, again and again until it succeeds; what is known already is not read again,
-        unless it is from before the pinned root was given up in that epoch."""
-        self._wanted = max(self._wanted, repinned_epoch)
-        pause = _RETRY_FIRST_SECONDS
-        while not await self._known():
+            if await self._known():
+                return
             await asyncio.sleep(pause)
             pause = min(2 * pause, _RETRY_MAX_SECONDS)
 
     async def _known(self) -> bool:
-        async with self._reading:
+        async with self._one_at_a_time:
             failing = PROBLEM_CODE in self._local.problems
-            fresh = self.checkpoint is not None and self._read_for >= self._wanted
+            fresh = self.found is not None and self._read_for >= self._wanted
             return (fresh and not failing) or await self._take()
 
     async def refresh(self) -> bool:
         """Read the source anew; False when it failed, and why is among the problems."""
-        async with self._reading:
+        async with self._one_at_a_time:
             return await self._take()
 
     async def _take(self) -> bool:
@@ -200,9 +183,7 @@ class ModelReader:
         return True
 
     def _adopt(self, reading: Reading, wanted: int) -> None:
-        self._path, self._snapshot = reading.path, reading.snapshot
-        self.checkpoint, self.described = reading.checkpoint, reading.described
-        self.text, self._read_for = reading.text, wanted
+        self.found, self._path, self._read_for = reading, reading.path, wanted
         self._local.signed = reading.signed
         self._local.solved(PROBLEM_CODE)
         self._local.changed.notify()

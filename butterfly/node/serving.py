@@ -190,9 +190,10 @@ class Ingress:
     def text(self) -> TextModel:
         """Raises NotServing until validated weights serve, and the phase that this node is in."""
         self._check_serving()
-        if self._models.text is None or self._models.place != self._replica.state.source:
+        found = self._models.found
+        if found is None or self._models.place != self._replica.state.source:
             raise NotServing("the tokenizer is not read yet", phase=self._local.phase.value)
-        return self._models.text
+        return found.text
 
     def _check_serving(self) -> None:
         phase = self._local.phase.value

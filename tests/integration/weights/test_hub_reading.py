@@ -1,5 +1,6 @@
 """How a node and its engine read a hub: at one commit, and from a cache without the network."""
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from butterfly.config import ModelSection
 from butterfly.node.local import Local
 from butterfly.node.model import ModelReader
-from butterfly_cluster.state import ModelPlace
+from butterfly_cluster.state import ClusterState, ModelPlace
 from butterfly_weights.source import SourceOptions, open_source
 from tests.support.checkpoints import Shape, write_checkpoint
 from tests.support.hub_server import REPO, HubServer, hub_cache, hub_server
@@ -58,8 +59,8 @@ async def test_what_was_read_once_is_read_at_that_commit_ever_after(
 
     assert await reader.refresh()
 
-    assert reader.checkpoint is not None
-    assert reader.checkpoint.revision == before
+    assert reader.found is not None
+    assert reader.found.checkpoint.revision == before
     assert reader.engine_source().source_path == f"{REPO}@{before}"
     assert reader.name == "tiny"
 
@@ -109,7 +110,7 @@ async def test_an_offered_branch_is_followed_at_the_commit_that_was_read_and_not
     assert reader.engine_source().source_path == f"{REPO}@{first}", "what serves is as it was"
     asked = len(hub.asked)
     reader.follow(pinned)
-    assert (reader.text, reader.name, reader.place) == (found.text, "next", pinned)
+    assert (reader.found, reader.name, reader.place) == (found, "next", pinned)
     assert reader.engine_source() == reader.source_of(pinned, found)
     assert reader.engine_source().source_path == f"{REPO}@{offered}"
     assert len(hub.asked) == asked
@@ -121,14 +122,30 @@ async def test_a_place_that_was_not_offered_here_is_read_when_it_is_followed(
     reader = reader_of(hub, tmp_path)
     assert await reader.refresh()
 
-    reader.follow(ModelPlace("filesystem", str(model)))
+    elsewhere = ClusterState(source=ModelPlace("filesystem", str(model)))
+    reader.follow(elsewhere.source)
 
-    assert (reader.checkpoint, reader.described, reader.text) == (None, None, None)
-    await reader.read_until_known()
+    assert reader.found is None
+    await reader.read_until_known(lambda: elsewhere)
     assert reader.engine_source().source_path == str(model)
-    reader.follow(None)
-    await reader.read_until_known()
+    await reader.read_until_known(ClusterState)
     assert reader.engine_source().source_type == "huggingface"
+
+
+async def test_a_place_that_cannot_be_read_is_left_when_the_cluster_serves_another(
+    hub: HubServer, model: Path, tmp_path: Path
+) -> None:
+    reader = reader_of(hub, tmp_path)
+    nowhere = ModelPlace("filesystem", str(tmp_path / "nowhere"))
+    state = ClusterState(source=nowhere)
+    reading = asyncio.create_task(reader.read_until_known(lambda: state))
+    while reader.place != nowhere:
+        await asyncio.sleep(0.01)
+
+    state = replace(state, source=ModelPlace("filesystem", str(model)))
+    await reading
+
+    assert reader.engine_source().source_path == str(model)
 
 
 async def test_offline_the_engine_is_told_the_folder_of_the_snapshot(

@@ -1,5 +1,6 @@
 """A node's reading of its model: without the signature it requires it knows no model at all."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from butterfly.config import ModelSection
 from butterfly.node.local import Local
 from butterfly.node.model import PROBLEM_CODE, ModelReader
 from butterfly_cluster.node_duties import Facts
+from butterfly_cluster.state import ClusterState
 from butterfly_weights.signature import SIGNATURE_NAME
 from tests.support.certificates import key_pem
 from tests.support.clusters import registered
@@ -50,14 +52,14 @@ async def test_a_model_is_known_only_once_its_required_signature_is_there(model:
     reading, local = reader(model, require_signature=True)
 
     assert not await reading.refresh()
-    assert (reading.checkpoint, reading.described, reading.text) == (None, None, None)
+    assert reading.found is None
     assert "require_signature is set" in local.problems[PROBLEM_CODE].message
     sign(model)
     assert await reading.refresh()
     assert local.problems == {}
     assert local.signed is not None
-    assert reading.described is not None
-    assert local.signed.root == reading.described.spec.manifest_root
+    assert reading.found is not None
+    assert local.signed.root == reading.found.described.spec.manifest_root
 
 
 async def test_a_wrong_signature_is_a_problem_also_where_none_is_required(model: Path) -> None:
@@ -83,14 +85,15 @@ async def test_a_trusted_key_that_cannot_be_read_is_a_problem(model: Path) -> No
 
 async def test_a_model_is_read_again_when_its_pinned_root_was_given_up(model: Path) -> None:
     reading, _ = reader(model)
-    await reading.read_until_known(3)
-    first = reading.checkpoint
-    await reading.read_until_known(3)
-    assert reading.checkpoint is first
-    await reading.read_until_known(2)
-    assert reading.checkpoint is first
+    state = ClusterState(repinned_epoch=3)
+    await reading.read_until_known(lambda: state)
+    first = reading.found
+    await reading.read_until_known(lambda: state)
+    assert reading.found is first
+    await reading.read_until_known(lambda: replace(state, repinned_epoch=2))
+    assert reading.found is first
 
-    await reading.read_until_known(4)
+    await reading.read_until_known(lambda: replace(state, repinned_epoch=4))
 
-    assert reading.checkpoint is not None
-    assert reading.checkpoint is not first
+    assert reading.found is not None
+    assert reading.found is not first

@@ -29,7 +29,7 @@ from butterfly.channel import (
 )
 from butterfly.node.engine import Death, pause_seconds
 from butterfly_cluster.commands import DescribeModel
-from butterfly_cluster.state import ModelPlace
+from butterfly_cluster.state import ClusterState, ModelPlace
 from butterfly_core.errors import EngineLost, SourceError
 from butterfly_core.hardware import Capacity
 from butterfly_core.layers import LayerRange, all_parts, stage_parts
@@ -88,6 +88,7 @@ class SimReading:
     described: DescribeModel
     path: str
     checkpoint: Checkpoint
+    text: object
 
     def root_of(self, part_digests: Mapping[str, str]) -> str:
         return root_of(part_digests)
@@ -102,18 +103,17 @@ class SimModels:
         """``fails`` says whether a source that is offered cannot be read now."""
         self._with_manifest, self._fails = with_manifest, fails
         self._offered: tuple[ModelPlace, SimReading] | None = None
-        self.text = object()
         self.follow(None)
 
     def follow(self, place: ModelPlace | None) -> None:
         self.place = place
         self._path = place.source_path if place else HOME
-        found = self._read(self._path)
-        self.described, self.checkpoint = found.described, found.checkpoint
+        self.found = self._read(self._path)
 
     def _read(self, path: str) -> SimReading:
         told = described(with_manifest=self._with_manifest, path=path)
-        return SimReading(told, path, Checkpoint({}, {}, (), {}, None, told.spec.revision, "k"))
+        checkpoint = Checkpoint({}, {}, (), {}, None, told.spec.revision, "k")
+        return SimReading(told, path, checkpoint, text=object())
 
     async def read_offered(self, place: ModelPlace) -> SimReading:
         await asyncio.sleep(0.01)
@@ -128,17 +128,14 @@ class SimModels:
     def source_of(self, _: ModelPlace, found: SimReading) -> ModelSource:
         return ModelSource("filesystem", found.path, None, None, None, 0)
 
-    def root_of(self, part_digests: Mapping[str, str]) -> str:
-        return root_of(part_digests)
-
     def engine_source(self) -> ModelSource:
         return ModelSource("filesystem", self._path, None, None, None, 0)
 
     def turn_to(self, _revision: str) -> bool:
         return False
 
-    async def read_until_known(self, repinned_epoch: int = 0) -> None:
-        return
+    async def read_until_known(self, state: Callable[[], ClusterState]) -> None:
+        self.follow(state().source)
 
     async def refresh(self) -> bool:
         return True

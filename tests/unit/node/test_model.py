@@ -13,6 +13,7 @@ import asyncio, threading
 from butterfly.config import ModelSection
 from butterfly.node import model, reading as reading_module
 from butterfly.node.local import Local
+from butterfly_cluster.state import ClusterState
 
 hung = threading.Event()
 
@@ -24,7 +25,7 @@ async def main():
     reading_module.open_source = open_source
     section = ModelSection(source_type="filesystem", source_path="/nowhere")
     reader = model.ModelReader(section, Local(None), embedded_root=None, cache=None)
-    reading = asyncio.create_task(reader.read_until_known())
+    reading = asyncio.create_task(reader.read_until_known(ClusterState))
     while not hung.is_set():
         await asyncio.sleep(0.01)
     reading.cancel()

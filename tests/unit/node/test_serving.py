@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,7 +79,7 @@ class World:
                 return "there"
 
         class Models:
-            text = "the tokenizer"
+            found = SimpleNamespace(text="the tokenizer")
             place: Any = None
             name = "tiny"
 
