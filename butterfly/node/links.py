@@ -14,13 +14,14 @@ from typing import Any, Final
 
 from butterfly.channel import Link
 from butterfly.node.addresses import AddressBook
+from butterfly.node.data_tickets import check_mode, issue_ticket, open_data
 from butterfly.node.engine import Engine
 from butterfly_cluster.state import Assignment, ClusterState
 from butterfly_core.errors import ButterflyError, EngineLost, Refused
 from butterfly_core.ids import NodeId, short
 from butterfly_wire.listener import PeerListener
 from butterfly_wire.pool import PeerPool
-from butterfly_wire.tickets import DataTicket, Mode, dial_data
+from butterfly_wire.tickets import DataTicket, Mode
 
 log = logging.getLogger(__name__)
 
@@ -72,17 +73,15 @@ class Links:
                 return
 
     async def _open(self, following: NodeId, epoch: int) -> None:
-        address = self._addresses.of(following)
-        reply = await self._pool.call(
-            address,
+        ticket, connected = await open_data(
+            following,
             "open_link",
             {"epoch": epoch, "mode": self._mode},
+            pool=self._pool,
+            addresses=self._addresses,
             timeout_seconds=_CALL_SECONDS,
-            expect=following,
         )
-        ticket = DataTicket.from_map(reply)
-        connected = await dial_data(address, ticket, timeout_seconds=_CALL_SECONDS)
-        link = Link(epoch, "out", ticket.dialer_key, ticket.acceptor_key, ticket.mode)
+        link = Link(epoch, "out", *ticket.dialer_keys, ticket.mode)
         await self._engine.send(link, connected)
 
     async def handle_open(self, caller: NodeId, body: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -92,26 +91,14 @@ class Links:
             raise Refused(f"this node is in epoch {self._epoch()}, not in {epoch}")
         if _following(assignment, caller) != self._me:
             raise Refused(f"node {short(caller)} is not the stage before this one")
-        if body.get("mode") != self._mode:
-            raise Refused(
-                f"[security] data_plane is {self._mode!r} here and {body.get('mode')!r} at "
-                f"node {short(caller)}; make them equal"
-            )
+        check_mode(self._mode, body, caller)
         return self._issue(assignment.epoch).to_map()
 
     def _issue(self, epoch: int) -> DataTicket:
-        issued: list[DataTicket] = []
+        def link_of(ticket: DataTicket) -> Link:
+            return Link(epoch, "in", *ticket.acceptor_keys, ticket.mode)
 
-        def on_connected(connected: socket.socket) -> None:
-            (ticket,) = issued
-            link = Link(epoch, "in", ticket.acceptor_key, ticket.dialer_key, ticket.mode)
-            try:
-                self._arrived.put_nowait((link, connected))
-            except asyncio.QueueFull:
-                connected.close()
-
-        issued.append(self._listener.issue_ticket(on_connected, mode=self._mode))
-        return issued[0]
+        return issue_ticket(self._listener, self._mode, self._arrived, link_of)
 
     async def run(self) -> None:
         """Hand arrived data connections to the engine, for ever."""

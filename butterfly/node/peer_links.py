@@ -13,6 +13,7 @@ from hashlib import sha256
 from typing import Any, Final
 
 from butterfly.node.addresses import AddressBook
+from butterfly.node.data_tickets import check_mode, issue_ticket, open_data
 from butterfly.node.engine import Engine
 from butterfly.peer_messages import PeerLink, PeersOpened
 from butterfly_cluster.state import ClusterState
@@ -21,7 +22,7 @@ from butterfly_core.ids import NodeId, short
 from butterfly_core.layers import LayerRange
 from butterfly_wire.listener import PeerListener
 from butterfly_wire.pool import PeerPool
-from butterfly_wire.tickets import DataTicket, Mode, dial_data
+from butterfly_wire.tickets import DataTicket, Mode
 
 log = logging.getLogger(__name__)
 
@@ -95,16 +96,14 @@ class PeerLinks:
     async def _open(self, peer: NodeId, turn: int) -> None:
         """One link; a peer that cannot or will not is left out."""
         try:
-            address = self._addresses.of(peer)
-            reply = await self._pool.call(
-                address,
+            ticket, connected = await open_data(
+                peer,
                 "open_peer_link",
                 {"mode": self._mode},
+                pool=self._pool,
+                addresses=self._addresses,
                 timeout_seconds=_CALL_SECONDS,
-                expect=peer,
             )
-            ticket = DataTicket.from_map(reply)
-            connected = await dial_data(address, ticket, timeout_seconds=_CALL_SECONDS)
         except ButterflyError as error:
             log.info("node %s is not asked for weights: %s", short(peer), error)
             return
@@ -117,26 +116,14 @@ class PeerLinks:
             raise Refused("[model] peers is off at this node")
         if caller not in self._state().members:
             raise Refused(f"node {short(caller)} is no member of this cluster")
-        if body.get("mode") != self._mode:
-            raise Refused(
-                f"[security] data_plane is {self._mode!r} here and {body.get('mode')!r} at "
-                f"node {short(caller)}; make them equal"
-            )
+        check_mode(self._mode, body, caller)
         return self._issue(caller).to_map()
 
     def _issue(self, caller: NodeId) -> DataTicket:
-        issued: list[DataTicket] = []
+        def link_of(ticket: DataTicket) -> PeerLink:
+            return PeerLink(caller, "in", *ticket.acceptor_keys, ticket.mode)
 
-        def on_connected(connected: socket.socket) -> None:
-            (ticket,) = issued
-            link = PeerLink(caller, "in", *ticket.acceptor_keys, ticket.mode)
-            try:
-                self._arrived.put_nowait((link, connected))
-            except asyncio.QueueFull:
-                connected.close()
-
-        issued.append(self._listener.issue_ticket(on_connected, mode=self._mode))
-        return issued[0]
+        return issue_ticket(self._listener, self._mode, self._arrived, link_of)
 
     async def _hand_over_arrived(self) -> None:
         while True:
