@@ -18,6 +18,7 @@ from butterfly_weights.errors import NotFound, TransientFailure
 from butterfly_weights.http_answers import ERROR_BODY_BYTES_MAX, Refusal, read_refusal
 from butterfly_weights.http_connection import BROKEN, told
 from butterfly_weights.http_reader import HttpReader, lower_headers
+from butterfly_weights.http_source import HttpSource
 from butterfly_weights.hub_answers import HubModel, error_of_hub, parse_model
 from butterfly_weights.redirects import Landings, RedirectingConnection
 from butterfly_weights.retrying import Pace, Tries
@@ -45,7 +46,7 @@ class HubSigner(BearerSigner):
         )
 
 
-class HubSource:
+class HubSource(HttpSource):
     """Files of one commit of one model."""
 
     etag_names_content: Final = True
@@ -57,8 +58,8 @@ class HubSource:
         self.signer = HubSigner(self.base_url, name, hub_token())
         self._name, self._landings = name, Landings()
         self._known: HubModel | None = None
-        self._asking, self._small_lock = threading.Lock(), threading.Lock()
-        self._small = self.reader()
+        self._asking = threading.Lock()
+        super().__init__(self.reader())
 
     def describe(self) -> str:
         return f"{self._name} at {self.base_url}"
@@ -85,18 +86,13 @@ class HubSource:
     def stat(self, name: str) -> ObjectInfo:
         if name not in self.names():
             raise NotFound(f"{self.describe()} has no file {name}")
-        with self._small_lock:
-            info = self._small.stat(name)
+        info = super().stat(name)
         if not info.etag:
             raise SourceError(f"{self.url(name)}: the hub tells no ETag: is this one?")
         return info
 
     def exists(self, name: str) -> bool:
         return name in self.names()
-
-    def read_small(self, name: str, *, bytes_max: int) -> bytes:
-        with self._small_lock:
-            return self._small.read_whole(name, bytes_max=bytes_max)
 
     def write_small(self, name: str, content: bytes) -> None:
         raise SourceError(
@@ -106,9 +102,6 @@ class HubSource:
 
     def reader(self) -> HttpReader:
         return HttpReader(self, self._connection())
-
-    def close(self) -> None:
-        self._small.close()
 
     def _connection(self) -> RedirectingConnection:
         return RedirectingConnection(self.base_url, self.options, self._landings)

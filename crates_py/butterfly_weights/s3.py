@@ -13,9 +13,10 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from butterfly_core.errors import ConfigError, ModelError, SourceError
-from butterfly_weights.errors import AccessDenied, NotFound
+from butterfly_weights.errors import AccessDenied
 from butterfly_weights.http_answers import Refusal, error_of, plain_etag, read_refusal
 from butterfly_weights.http_reader import HttpReader
+from butterfly_weights.http_source import HttpSource
 from butterfly_weights.retrying import Pace
 from butterfly_weights.source import ObjectInfo, SourceOptions, safe_name
 
@@ -65,7 +66,7 @@ class Signer:
         return error_of(refusal, what, who=self.who)
 
 
-class S3Source:
+class S3Source(HttpSource):
     """Objects ``prefix/name`` of one bucket."""
 
     etag_names_content: Final = True
@@ -95,8 +96,7 @@ class S3Source:
         except (BotoCoreError, ValueError) as error:
             raise ConfigError(f"S3 source {bucket}/{prefix}: {error}") from error
         self.base_url = _base_url(self._client, bucket, own_endpoint=endpoint_url is not None)
-        self._small = HttpReader(self)
-        self._small_lock = threading.Lock()
+        super().__init__(HttpReader(self))
 
     @classmethod
     def of_path(
@@ -143,21 +143,6 @@ class S3Source:
             raise SourceError(f"{self.describe()} cannot be listed: {error}") from error
         return found
 
-    def stat(self, name: str) -> ObjectInfo:
-        with self._small_lock:
-            return self._small.stat(name)
-
-    def exists(self, name: str) -> bool:
-        try:
-            self.stat(name)
-        except NotFound:
-            return False
-        return True
-
-    def read_small(self, name: str, *, bytes_max: int) -> bytes:
-        with self._small_lock:
-            return self._small.read_whole(name, bytes_max=bytes_max)
-
     def write_small(self, name: str, content: bytes) -> None:
         key = self._key(safe_name(name)).partition("/")[2]
         try:
@@ -171,7 +156,7 @@ class S3Source:
         return HttpReader(self)
 
     def close(self) -> None:
-        self._small.close()
+        super().close()
         self._client.close()
 
     def _key(self, name: str) -> str:

@@ -1,20 +1,19 @@
 """A model's folder on a web server: files by name, ranges of their bytes, no listing."""
 
-import threading
 from typing import Final
 from urllib.parse import quote
 
 from butterfly_core.errors import SourceError
 from butterfly_weights.addresses import plain_url
 from butterfly_weights.bearer import BearerSigner, http_token
-from butterfly_weights.errors import NotFound
 from butterfly_weights.http_reader import HttpReader
+from butterfly_weights.http_source import HttpSource
 from butterfly_weights.redirects import Landings, RedirectingConnection
 from butterfly_weights.retrying import Pace
 from butterfly_weights.source import ObjectInfo, SourceOptions, safe_name
 
 
-class WebSource:
+class WebSource(HttpSource):
     """Objects ``base_url/name``."""
 
     # Two servers behind one name may call the same bytes differently (Apache does).
@@ -25,7 +24,7 @@ class WebSource:
         self.options, self.pace = options, Pace.of(options)
         self.signer = BearerSigner(self.base_url, http_token())
         self._landings = Landings()
-        self._small, self._small_lock = self.reader(), threading.Lock()
+        super().__init__(self.reader())
 
     def describe(self) -> str:
         return f"web folder {self.base_url}"
@@ -37,25 +36,13 @@ class WebSource:
         """The web knows no listing."""
 
     def stat(self, name: str) -> ObjectInfo:
-        with self._small_lock:
-            info = self._small.stat(name)
+        info = super().stat(name)
         if not info.etag:
             raise SourceError(
                 f"{self.url(name)}: the server tells neither ETag nor Last-Modified, so a file "
                 "that changes under the load could not be noticed: switch one of them on there"
             )
         return info
-
-    def exists(self, name: str) -> bool:
-        try:
-            self.stat(name)
-        except NotFound:
-            return False
-        return True
-
-    def read_small(self, name: str, *, bytes_max: int) -> bytes:
-        with self._small_lock:
-            return self._small.read_whole(name, bytes_max=bytes_max)
 
     def write_small(self, name: str, content: bytes) -> None:
         raise SourceError(
@@ -66,6 +53,3 @@ class WebSource:
     def reader(self) -> HttpReader:
         connection = RedirectingConnection(self.base_url, self.options, self._landings)
         return HttpReader(self, connection)
-
-    def close(self) -> None:
-        self._small.close()

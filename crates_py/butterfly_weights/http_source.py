@@ -1,0 +1,32 @@
+"""What sources behind HTTP have in common."""
+
+import threading
+
+from butterfly_weights.errors import NotFound
+from butterfly_weights.http_reader import HttpReader
+from butterfly_weights.source import ObjectInfo
+
+
+class HttpSource:
+    """Small things come over one connection, whichever thread asks; as ``Source`` says."""
+
+    def __init__(self, small: HttpReader) -> None:
+        self._small, self._small_lock = small, threading.Lock()
+
+    def stat(self, name: str) -> ObjectInfo:
+        with self._small_lock:
+            return self._small.stat(name)
+
+    def exists(self, name: str) -> bool:
+        try:
+            self.stat(name)
+        except NotFound:
+            return False
+        return True
+
+    def read_small(self, name: str, *, bytes_max: int) -> bytes:
+        with self._small_lock:
+            return self._small.read_whole(name, bytes_max=bytes_max)
+
+    def close(self) -> None:
+        self._small.close()
