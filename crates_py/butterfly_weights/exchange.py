@@ -76,7 +76,7 @@ class Exchange:
         pieces: Sequence[Piece],
         make_worker: Callable[[], Worker[Piece]],
         *,
-        workers_max: int,
+        wanted: Callable[[], int],
         poll: Callable[[], None],
         poll_seconds: float,
     ) -> None:
@@ -93,7 +93,7 @@ class Exchange:
         work_off(
             pieces,
             lambda: self._swarm.sharing(make_worker()),
-            workers_max=workers_max,
+            wanted=wanted,
             poll=poll,
             poll_seconds=poll_seconds,
         )

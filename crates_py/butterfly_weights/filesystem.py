@@ -23,6 +23,7 @@ class FilesystemSource:
     cache's snapshot, which lead into the blobs beside it."""
 
     etag_names_content: Final = False
+    readers_wanted: Final = _READS_AT_ONCE_MAX
 
     def __init__(self, root: Path) -> None:
         self._root = root

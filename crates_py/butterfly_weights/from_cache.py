@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from butterfly_weights.cache import TensorCache
 from butterfly_weights.destination import Destination
@@ -13,6 +14,9 @@ from butterfly_weights.merkle import LEAF_BYTES, leaf_digest
 from butterfly_weights.progress import ProgressCounter
 from butterfly_weights.select import leaves_of
 from butterfly_weights.tensors import TensorInfo
+
+CACHE_READERS: Final = 8
+"""Threads that read from the cache's disk at once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from butterfly_weights.destination import Destination, HostMemory
 from butterfly_weights.errors import LoadCancelled, SourceChanged
 from butterfly_weights.exchange import Exchange
 from butterfly_weights.fetching import ChangedShards, PieceFetcher
-from butterfly_weights.from_cache import CachedTensor, CacheFetcher
+from butterfly_weights.from_cache import CACHE_READERS, CachedTensor, CacheFetcher
 from butterfly_weights.handing_on import InOrder, LoadedPart, LoadedTensor
 from butterfly_weights.ledger import Ledger
 from butterfly_weights.loader_options import LoaderOptions
@@ -203,7 +203,7 @@ class _Load:
                 self._drop_cached,
                 self._stop,
             ),
-            workers_max=self._options.readers,
+            wanted=lambda: min(CACHE_READERS, self._options.readers),
             poll=self._poll,
             poll_seconds=self._options.poll_seconds,
         )
@@ -248,7 +248,7 @@ class _Load:
                 refetches_max=self._options.leaf_refetches_max,
                 stopped=self._refuse_when_stopped,
             ),
-            workers_max=self._options.readers,
+            wanted=lambda: min(self._source.readers_wanted, self._options.readers),
             poll=self._poll,
             poll_seconds=self._options.poll_seconds,
         )

@@ -161,7 +161,7 @@ def _hash_all(
     work_off(
         plan_pieces(tensors),
         lambda: _PieceHasher(source.reader(), checkpoint.objects, found, progress, stop),
-        workers_max=_READERS,
+        wanted=lambda: _READERS,
         poll=poll,
         poll_seconds=_POLL_SECONDS,
     )

@@ -79,6 +79,11 @@ class Source(Protocol):
         """True when the same ETag means the same bytes on every machine (S3, not an mtime)."""
         ...
 
+    @property
+    def readers_wanted(self) -> int:
+        """How many readers bring it to its speed, as far as is known now; more only cost."""
+        ...
+
     def describe(self) -> str: ...
 
     def entries(self) -> Mapping[str, ObjectInfo] | None:

@@ -13,6 +13,7 @@ class MemorySource:
     """Objects in a dict; counts the bytes that were read as ranges."""
 
     etag_names_content: Final = True
+    readers_wanted: Final = 8
 
     def __init__(self, objects: Mapping[str, bytes]) -> None:
         self.objects = dict(objects)

@@ -43,7 +43,7 @@ def run(tasks: list[int], *, poll_fails: bool = False) -> tuple[list[int], list[
             raise InterruptedError("stop")
 
     try:
-        work_off(tasks, make, workers_max=3, poll=poll, poll_seconds=0.0)
+        work_off(tasks, make, wanted=lambda: 3, poll=poll, poll_seconds=0.0)
     finally:
         assert all(worker.closed for worker in hands)
     return done, hands
@@ -65,3 +65,29 @@ def test_the_first_failure_wakes_the_others_and_is_raised() -> None:
 def test_what_the_caller_raises_wakes_everyone_too() -> None:
     with pytest.raises(InterruptedError):
         run([99, 99, 99], poll_fails=True)
+
+
+def test_more_hands_come_when_more_are_wanted_and_none_without_work() -> None:
+    done: list[int] = []
+    hands: list[Hands] = []
+    wanted = 1
+
+    def make() -> Hands:
+        hands.append(Hands(done))
+        return hands[-1]
+
+    def poll() -> None:
+        nonlocal wanted
+        wanted = 3
+        if len(hands) == 3:  # the first two wait at 99
+            for worker in hands:
+                worker.interrupt()
+
+    with pytest.raises(RuntimeError, match="woken"):
+        work_off([99, 99, 1, 2], make, wanted=lambda: wanted, poll=poll, poll_seconds=0.001)
+    assert len(hands) == 3
+
+    hands.clear()
+    wanted = 1
+    work_off([1], make, wanted=lambda: wanted, poll=poll, poll_seconds=0.001)
+    assert len(hands) == 1
