@@ -5,6 +5,10 @@ Single tokens (decode) are attended together: blocks are gathered, the query hea
 KV head become rows of one small matrix product. Sequences of very different lengths go to
 separate buckets, and a bucket's gathered bytes are bounded. Prompt chunks go one by one.
 
+The two ways round differently, and so may different padding. So the tokens of an answer that
+are computed anew, many in one step, are attended as single tokens without padding, as they were
+when each was alone in its step: what follows them is then what would have followed.
+
 What depends on positions alone is computed once per step and shared by all its layers (`View`).
 """
 
@@ -98,6 +102,8 @@ class StepLayout:
         blocks = self._tables[owner, positions // block_size]
         self.positions = positions.to(device)
         self.slots = (blocks * block_size + positions % block_size).to(device)
+        self._owners = owner
+        self._at: list[int] = positions.tolist()
         self._first_rows: list[int] = first.tolist()
 
     def view(self, window: int | None, gather_slots_max: int) -> View:
@@ -110,14 +116,21 @@ class StepLayout:
     def _build(self, window: int | None, gather_slots_max: int) -> View:
         chunks: list[_Chunk] = []
         singles: list[int] = []
+        anew: list[int] = []
         for index, sequence in enumerate(self._batch.sequences):
-            if sequence.length == 1:
-                singles.append(index)
+            first = self._first_rows[index]
+            if sequence.one_by_one:
+                anew.extend(range(first, first + sequence.length))
+            elif sequence.length == 1:
+                singles.append(first)
             else:
                 chunks.append(self._chunk(index, sequence, window))
         buckets = [
             self._bucket(members, window)
-            for members in self._bucketed(singles, window, gather_slots_max)
+            for members in (
+                *self._bucketed(singles, window, gather_slots_max, padded=True),
+                *self._bucketed(anew, window, gather_slots_max, padded=False),
+            )
         ]
         return View(tuple(chunks), tuple(buckets))
 
@@ -148,40 +161,40 @@ class StepLayout:
         return zeros.masked_fill_(~visible, float("-inf"))
 
     def _bucketed(
-        self, singles: Sequence[int], window: int | None, gather_slots_max: int
+        self, singles: Sequence[int], window: int | None, gather_slots_max: int, *, padded: bool
     ) -> list[list[int]]:
-        """Split single tokens, by length, so that padding and gathered bytes stay small."""
+        """Split rows, by what each sees, so that padding and gathered bytes stay small."""
 
-        def span(index: int) -> int:
-            start = self._batch.sequences[index].start
-            return start // self._block_size - self._lowest_block(start, window) + 1
+        def span(row: int) -> int:
+            at = self._at[row]
+            return at // self._block_size - self._lowest_block(at, window) + 1
 
         buckets: list[list[int]] = []
-        shortest = 0
-        for index in sorted(singles, key=span):
-            blocks = span(index)
+        widest = 0
+        for row in sorted(singles, key=span):
+            blocks = span(row)
             slots = blocks * self._block_size * (len(buckets[-1]) + 1 if buckets else 1)
-            if not buckets or slots > gather_slots_max or blocks > 2 * shortest + 4:
+            if not buckets or slots > gather_slots_max or blocks > widest:
                 buckets.append([])
-                shortest = blocks
-            buckets[-1].append(index)
+                widest = 2 * blocks + 4 if padded else blocks
+            buckets[-1].append(row)
         return buckets
 
     def _bucket(self, members: Sequence[int], window: int | None) -> _Bucket:
-        starts = [self._batch.sequences[index].start for index in members]
+        starts = [self._at[row] for row in members]
         lows = [self._lowest_block(start, window) for start in starts]
         size = self._block_size
         width = max(start // size - low + 1 for start, low in zip(starts, lows, strict=True))
         low = torch.tensor(lows)[:, None]
         columns = (low + torch.arange(width)).clamp(max=self._tables.shape[1] - 1)
-        blocks = self._tables[torch.tensor(members)[:, None], columns]
+        rows = torch.tensor(members)
+        blocks = self._tables[self._owners[rows][:, None], columns]
         at = torch.tensor(starts)[:, None]
         keys = low * size + torch.arange(width * size)
         visible = keys <= at
         if window is not None:
             visible &= keys > at - window
         mask = self._additive(visible)
-        rows = torch.tensor([self._first_rows[index] for index in members])
         return _Bucket(
             rows.to(self._device),
             blocks.reshape(-1).to(self._device),

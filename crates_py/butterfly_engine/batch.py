@@ -14,7 +14,7 @@ import msgpack
 from butterfly_core.errors import ButterflyError, ProtocolViolation
 from butterfly_core.generation import SamplingParams
 
-STEP_KIND = "step1"
+STEP_KIND = "step2"
 TOKENS_KIND = "tokens1"
 MESSAGE_BYTES_MAX = 64 << 20
 
@@ -24,7 +24,9 @@ class SequenceStep:
     """What one step does for one sequence: its tokens [start, start + length).
 
     ``block_table`` names the KV blocks of the positions from 0 on. With ``sampling`` the last
-    of these tokens is followed by a new one, at position ``start + length``.
+    of these tokens is followed by a new one, at position ``start + length``. ``one_by_one``:
+    an earlier step sampled these tokens, so each was computed alone and rounds alike only if
+    it is attended alone again.
     """
 
     sequence_id: int
@@ -32,6 +34,7 @@ class SequenceStep:
     length: int
     block_table: tuple[int, ...]
     sampling: SamplingParams | None = None
+    one_by_one: bool = False
 
     @property
     def stop(self) -> int:
@@ -109,15 +112,19 @@ def _sequence_to_list(sequence: SequenceStep) -> list[Any]:
     asked = sequence.sampling
     sampling = None if asked is None else [asked.temperature, asked.top_p, asked.top_k, asked.seed]
     table = _pack_words(sequence.block_table)
-    return [sequence.sequence_id, sequence.start, sequence.length, table, sampling]
+    one = sequence.one_by_one
+    return [sequence.sequence_id, sequence.start, sequence.length, table, sampling, one]
 
 
 def _sequence_from_list(items: Sequence[Any]) -> SequenceStep:
-    sequence_id, start, length, table, asked = items
+    sequence_id, start, length, table, asked, one_by_one = items
+    if not isinstance(one_by_one, bool):
+        raise TypeError(f"{one_by_one!r} is neither true nor false")
     sampling = None if asked is None else _sampling(*asked)
     if _count(length) == 0:
         raise ProtocolViolation(f"sequence {sequence_id} takes part in a step with no token")
-    return SequenceStep(_count(sequence_id), _count(start), length, _unpack_words(table), sampling)
+    blocks = _unpack_words(table)
+    return SequenceStep(_count(sequence_id), _count(start), length, blocks, sampling, one_by_one)
 
 
 def _sampling(temperature: float, top_p: float, top_k: int, seed: int) -> SamplingParams:

@@ -2,10 +2,11 @@
 
 How it works: a step takes every sequence that has a token ready, one token each (decode), then
 chunks of prompts until the token budget is spent, then admits waiting requests for whose whole
-prompt there are blocks. At most ``groups`` steps are in the pipeline at once, and a step takes
-no more than its share of the sequences (their number / groups), so that the others fill the
-next steps and no stage idles. A long prompt's chunks may follow each other through the
-pipeline, because they need no sampled token.
+prompt there are blocks. What is known of an answer already becomes chunks of its own, marked:
+it must round as it did when it was sampled. At most ``groups`` steps are in the pipeline at
+once, and a step takes no more than its share of the sequences (their number / groups), so that
+the others fill the next steps and no stage idles. A long prompt's chunks may follow each other
+through the pipeline, because they need no sampled token.
 
 When blocks run out, the newest idle sequence gives its own up and is computed again later from
 all its tokens. Blocks return to the pool at once when a sequence ends, also with steps in
@@ -177,7 +178,7 @@ class Scheduler:
             if step.full:
                 return
             if sequence.remaining > 1 and sequence not in step.chosen:
-                step.add(sequence, min(sequence.remaining, step.tokens_left))
+                step.add(sequence, sequence.chunk(step.tokens_left))
 
     def _admit(self, step: _Step) -> None:
         while self._waiting and not step.full and len(self._running) < self.limits.sequences_max:
@@ -190,7 +191,7 @@ class Scheduler:
             sequence.blocks = admission.blocks
             sequence.scheduled = admission.cached_tokens
             self._running[sequence.request.request_id] = sequence
-            step.add(sequence, min(sequence.remaining, step.tokens_left))
+            step.add(sequence, sequence.chunk(step.tokens_left))
 
     def _issue(self, chosen: Mapping[Sequence, int], epoch: int) -> StepBatch:
         token_ids: list[int] = []
@@ -198,13 +199,14 @@ class Scheduler:
         members: list[tuple[Sequence, bool]] = []
         for sequence, length in chosen.items():
             start = sequence.scheduled
+            one_by_one = length > 1 and sequence.in_answer
             stop = sequence.scheduled = start + length
             sequence.steps_in_flight += 1
             samples = sequence.remaining == 0
             sampling = sequence.request.sampling if samples else None
             table = tuple(sequence.blocks)
             token_ids.extend(sequence.tokens[start:stop])
-            steps.append(SequenceStep(sequence.arrival, start, length, table, sampling))
+            steps.append(SequenceStep(sequence.arrival, start, length, table, sampling, one_by_one))
             members.append((sequence, samples))
             request_id = sequence.request.request_id
             self._running[request_id] = self._running.pop(request_id)

@@ -39,6 +39,16 @@ class Sequence:
         """Known tokens that no step was given yet."""
         return len(self.tokens) - self.scheduled
 
+    @property
+    def in_answer(self) -> bool:
+        """The next token to schedule was sampled once: the prompt lies behind it."""
+        return self.scheduled >= len(self.request.prompt)
+
+    def chunk(self, tokens_max: int) -> int:
+        """How many tokens the next chunk takes; none mixes prompt and answer."""
+        prompt_left = len(self.request.prompt) - self.scheduled
+        return min(self.remaining if self.in_answer else prompt_left, tokens_max)
+
     def append(self, token: int, tokens_max: int) -> FinishReason | None:
         """Take the next token; says whether, and why, it is the last one."""
         self.tokens.append(token)

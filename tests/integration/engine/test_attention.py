@@ -1,6 +1,7 @@
 """Paged attention equals attention written out, for any mixture of chunks and single tokens."""
 
 import random
+from collections.abc import Collection
 
 import pytest
 import torch
@@ -49,13 +50,16 @@ class History:
     def random(self, tokens: int, heads: int) -> torch.Tensor:
         return torch.randn(tokens, heads, SIZE, generator=self.generator)
 
-    def step(self, lengths: dict[int, int], window: int | None) -> None:
+    def step(
+        self, lengths: dict[int, int], window: int | None, *, one_by_one: Collection[int] = ()
+    ) -> None:
         """Run one step of these sequences and compare."""
         steps, starts = [], {}
         for one, length in lengths.items():
             starts[one] = len(self.keys[one])
             used = -(-(starts[one] + length) // BLOCK)
-            steps.append(SequenceStep(one, starts[one], length, self.tables[one][:used]))
+            table, alone = self.tables[one][:used], one in one_by_one
+            steps.append(SequenceStep(one, starts[one], length, table, one_by_one=alone))
         total = sum(lengths.values())
         batch = StepBatch(0, 1, (0,) * total, tuple(steps))
         query = self.random(total, HEADS)
@@ -81,7 +85,43 @@ def test_mixed_steps_equal_attention_written_out(kv_heads: int, window: int | No
     for _ in range(14):
         members = history.chance.sample(range(6), history.chance.randint(1, 6))
         lengths = {one: history.chance.choice((1, 1, 1, 2, 5, 9)) for one in members}
-        history.step(lengths, window)
+        history.step(lengths, window, one_by_one=members[:2])
+
+
+@pytest.mark.parametrize("window", [None, 17])
+def test_what_was_attended_alone_comes_out_bit_by_bit_when_many_are_attended_anew(
+    window: int | None,
+) -> None:
+    """Sizes of a real model: with tiny ones a chunk of a prompt rounds alike, too."""
+    tokens, heads, kv_heads, size = 150, 6, 2, 32
+    generator = torch.Generator().manual_seed(3)
+    query, key, value = (
+        torch.randn(tokens, count, size, generator=generator).bfloat16()
+        for count in (heads, kv_heads, kv_heads)
+    )
+    table = tuple(range(tokens // BLOCK + 1))
+
+    def run(steps: list[SequenceStep]) -> torch.Tensor:
+        pools = KvPools(
+            {0: (kv_heads, size)}, blocks=64, block_size=BLOCK, dtype=torch.bfloat16, device=CPU
+        ).layers[0]
+        seen = []
+        for one in steps:
+            batch = StepBatch(0, 1, (0,) * one.length, (one,))
+            layout = StepLayout(batch, block_size=BLOCK, dtype=torch.bfloat16, device=CPU)
+            rows = slice(one.start, one.stop)
+            scale = size**-0.5
+            part = (query[rows], key[rows], value[rows])
+            seen.append(attend(*part, pools, layout, scale=scale, window=window))
+        return torch.cat(seen)
+
+    prompt = SequenceStep(1, 0, 9, table)
+    alone = run([prompt, *(SequenceStep(1, at, 1, table) for at in range(9, tokens))])
+    anew = run([prompt, SequenceStep(1, 9, tokens - 9, table, one_by_one=True)])
+    as_prompt = run([SequenceStep(1, 0, tokens, table)])
+
+    assert torch.equal(alone, anew)
+    assert not torch.equal(alone, as_prompt), "nothing is proven where all ways round alike"
 
 
 def test_small_buckets_give_the_same_answer(monkeypatch: pytest.MonkeyPatch) -> None:

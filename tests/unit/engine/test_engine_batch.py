@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from butterfly_core.errors import ProtocolViolation
 from butterfly_core.generation import SamplingParams
-from butterfly_engine.batch import SequenceStep, StepBatch, TokensMessage
+from butterfly_engine.batch import STEP_KIND, SequenceStep, StepBatch, TokensMessage
 
 words = st.integers(0, 2**32 - 1)
 sampling = st.builds(
@@ -24,6 +24,7 @@ sequences = st.builds(
     length=st.integers(1, 5),
     block_table=st.lists(words, max_size=5).map(tuple),
     sampling=st.none() | sampling,
+    one_by_one=st.booleans(),
 )
 
 
@@ -80,19 +81,21 @@ def test_a_step_is_not_taken_for_tokens() -> None:
 @pytest.mark.parametrize(
     "sequence",
     [
-        [1, 0, 0, b"", None],
-        [1, 0, 2, b"", None],
-        [1, -1, 1, b"", None],
-        [1, 0, True, b"", None],
-        [1, 0, 1, b"123", None],
-        [1, 0, 1, "text", None],
-        [1, 0, 1, b"", [3.0, 1.0, 0, 0]],
-        [1, 0, 1, b"", [1.0, 1.0]],
+        [1, 0, 0, b"", None, False],
+        [1, 0, 2, b"", None, False],
+        [1, -1, 1, b"", None, False],
+        [1, 0, True, b"", None, False],
+        [1, 0, 1, b"123", None, False],
+        [1, 0, 1, "text", None, False],
+        [1, 0, 1, b"", [3.0, 1.0, 0, 0], False],
+        [1, 0, 1, b"", [1.0, 1.0], False],
+        [1, 0, 1, b"", None, 1],
+        [1, 0, 1, b"", None],
         [1, 0, 1],
     ],
 )
 def test_a_sequence_that_makes_no_sense_is_refused(sequence: list[object]) -> None:
-    message = msgpack.packb(["step1", 1, 1, b"\x05\0\0\0", [sequence]])
+    message = msgpack.packb([STEP_KIND, 1, 1, b"\x05\0\0\0", [sequence]])
 
     with pytest.raises(ProtocolViolation):
         StepBatch.decode(message)

@@ -171,14 +171,17 @@ def test_running_sequences_keep_a_block_each_to_grow_into() -> None:
     assert len(next_step(subject).sequences) == 2
 
 
-def test_emitted_tokens_are_prompt_when_a_request_continues() -> None:
-    subject = scheduler()
+def test_an_answer_that_continues_is_computed_after_its_prompt_and_one_by_one() -> None:
+    subject = scheduler(groups=2)
     subject.submit(request(prompt_tokens=3, tokens_max=4, emitted=(50, 51, 52)))
 
-    batch = next_step(subject)
-    (emitted,) = subject.commit(batch.step_id, (53,))
+    prompt, answer = next_step(subject), next_step(subject)
+    assert subject.commit(prompt.step_id, ()) == []
+    (emitted,) = subject.commit(answer.step_id, (53,))
 
-    assert batch.token_ids == (1, 2, 3, 50, 51, 52)
+    assert (prompt.token_ids, answer.token_ids) == ((1, 2, 3), (50, 51, 52))
+    assert [step.sequences[0].one_by_one for step in (prompt, answer)] == [False, True]
+    assert [step.sampled_count for step in (prompt, answer)] == [0, 1]
     assert emitted.token_ids == (53,)
     assert emitted.finish is FinishReason.LENGTH
 
