@@ -3,7 +3,8 @@
 The ingress owns the request: its prompt, what was emitted of the answer, its sampling
 parameters. It submits to the head of the active epoch. When that epoch ends under it, it
 submits prompt + emitted to the next one: sampling is counter-based, so the answer goes on as
-it would have. Tokens that a client was given are never given again.
+it would have, but for what machines round otherwise. Tokens that a client was given are never
+given again.
 """
 
 import asyncio
@@ -237,7 +238,11 @@ class Ingress:
                             return
                 raise Unreachable("the head ended the answer without its last token")
             except _LOST as error:
-                log.warning("an answer lost its pipeline and will go on: %s", error)
+                log.warning(
+                    "an answer lost its pipeline after %d tokens and will go on: %s",
+                    len(request.emitted),
+                    error,
+                )
                 lost_epoch = epoch
         raise NotServing(
             f"the pipeline broke {_RESUMES_MAX} times under this answer", phase="assignment"

@@ -1,9 +1,10 @@
 """Answers lost and seconds to recover when a node is killed.
 
 Three real nodes serve the toy model, two of them enough to go on. Under a streamed answer a
-worker, then the coordinator, is killed with SIGKILL, in turns; the client is connected to a
-node that lives. Measured: the longest pause between two pieces of the answer, and the time from
-the kill until a new request, asked again and again at a survivor, is answered.
+worker, then the coordinator, is killed with SIGKILL, in turns, after its first token and in the
+midst of it; the client is connected to a node that lives. Measured: the longest pause between
+two pieces of the answer, whether it says what an undisturbed one says, and the time from the
+kill until a new request, asked again and again at a survivor, is answered.
 
     python tools/bench/recover.py --markdown --kills 10
 """
@@ -31,6 +32,9 @@ TOKENS = 440
 """The toy model's context is 512."""
 PROMPT = "What is the Zen of Python?"
 ASK_AGAIN_SECONDS = 0.02
+KILL_AFTER_PIECES = (1, 10, 60, 120, 200)
+"""Each for a worker and a coordinator. After the first alone nothing was shown: next to nothing
+is computed anew then."""
 
 
 @dataclass
@@ -51,7 +55,7 @@ class Stream:
         self.text = ""
         self.is_whole = False
         self.came_at: list[float] = []
-        self.began = threading.Event()
+        self.more = threading.Condition()
         self.thread = threading.Thread(target=self._read, daemon=True)
         self.thread.start()
 
@@ -73,20 +77,29 @@ class Stream:
                 choices = piece.get("choices", ())
                 self.text += "".join(choice["text"] for choice in choices)
                 self.is_whole |= any(choice["finish_reason"] == "length" for choice in choices)
-                self.came_at.append(time.monotonic())
-                self.began.set()
+                with self.more:
+                    self.came_at.append(time.monotonic())
+                    self.more.notify_all()
         connection.close()
+
+    def wait_for_pieces(self, count: int) -> bool:
+        """False when the answer did not come to so many, or is over already."""
+        with self.more:
+            there = self.more.wait_for(lambda: len(self.came_at) >= count, 60)
+        return there and self.thread.is_alive()
 
     def longest_pause(self, since: float) -> float:
         times = [since, *(at for at in self.came_at if at >= since)]
         return max((b - a for a, b in itertools.pairwise(times)), default=0.0)
 
 
-def kill_once(cluster: LocalCluster, victim: LocalNode, whole: str, found: Found) -> None:
-    """Kill it under an answer, measure, and bring it back."""
+def kill_once(
+    cluster: LocalCluster, victim: LocalNode, whole: str, found: Found, pieces: int
+) -> None:
+    """Kill it under an answer that came to so many pieces, measure, and bring it back."""
     rest = [node for node in cluster.nodes if node is not victim]
     stream = Stream(rest[0])
-    if not stream.began.wait(60) or not stream.thread.is_alive():
+    if not stream.wait_for_pieces(pieces):
         raise RuntimeError("no answer is under way: nothing would be measured")
     killed_at = time.monotonic()
     victim.kill()
@@ -98,7 +111,8 @@ def kill_once(cluster: LocalCluster, victim: LocalNode, whole: str, found: Found
         pairs = zip(stream.text, whole, strict=False)
         alike = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
         told = f"whole, but only the first {alike} of {len(whole)} characters are the same"
-        print(f"{victim.name} was killed: the answer is {told}", file=sys.stderr)
+        when = f"killed after {pieces} pieces"
+        print(f"{victim.name} was {when}: the answer is {told}", file=sys.stderr)
     found.pause.append(stream.longest_pause(killed_at))
     victim.start()
     cluster.wait_until_operational()
@@ -128,10 +142,12 @@ def measure(kills: int) -> dict[str, Found]:
             raise RuntimeError("the undisturbed answer is empty: nothing could be compared")
         for number in range(kills):
             leads = cluster.coordinator()
-            worker = next(node for node in cluster.nodes if node is not leads)
+            workers = [node for node in cluster.nodes if node is not leads]
             kind = ("worker", "coordinator")[number % 2]
-            victim = leads if kind == "coordinator" else worker
-            kill_once(cluster, victim, undisturbed.text, found[kind])
+            turn = number // 2
+            victim = leads if kind == "coordinator" else workers[turn % len(workers)]
+            pieces = KILL_AFTER_PIECES[turn % len(KILL_AFTER_PIECES)]
+            kill_once(cluster, victim, undisturbed.text, found[kind], pieces)
     return found
 
 
