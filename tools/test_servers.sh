@@ -39,7 +39,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 chmod 755 "$work" # apt's own user writes here
 mkdir -p "$work"/{lists,archives}/partial "$work"/{sources,unpacked}
-mirror=$(apt-get indextargets --format '$(REPO_URI)' | grep -v security | grep '/debian/*$' | sort -u | head -n 1 || true)
+mirror=$(apt-get indextargets --format '$(REPO_URI)' | grep -v security | grep '/debian/*$' | sort -u | sed -n 1p || true)
 key=/usr/share/keyrings/debian-archive-keyring.gpg
 echo "deb [signed-by=$key] ${mirror:-http://deb.debian.org/debian} bullseye main" > "$work/sources.list"
 options=(
@@ -52,4 +52,4 @@ apt-get "${options[@]}" -qq update
 dpkg-deb -x "$work"/consul_*.deb "$work/unpacked"
 mkdir -p .servers
 install -m 755 "$work/unpacked/usr/bin/consul" .servers/consul
-.servers/consul version | head -n 1
+.servers/consul version | sed -n 1p # not head, which ends before consul and kills it
