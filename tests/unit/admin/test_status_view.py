@@ -128,9 +128,12 @@ def test_a_load_shows_a_bar_its_pace_and_its_end() -> None:
 
 
 @pytest.mark.parametrize("odd", [None, "x", float("nan"), float("inf"), -5, 250, True])
-def test_odd_numbers_of_a_load_are_shown_somehow(odd: object) -> None:
+def test_odd_numbers_of_a_load_hide_nothing_else(odd: object) -> None:
     member = {**MEMBER, "progress_percent": odd, "bytes_per_second": odd, "eta_seconds": odd}
-    rendered(picture({**STATUS, "members": [member], "load": {"bytes_per_second": odd}}))
+    shown = rendered(picture({**STATUS, "members": [member], "load": {"bytes_per_second": odd}}))
+
+    for expected in ("progress 45 %", "about 1 min 08 s left", "512 B of 1.00 KiB", "load_failed"):
+        assert expected in shown
 
 
 def test_what_the_weights_were_proven_against_is_shown_with_a_short_key() -> None:

@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from butterfly_cluster.apply import apply
@@ -73,12 +73,18 @@ commands: st.SearchStrategy[Command] = st.one_of(
 )
 
 
-@given(st.lists(commands, max_size=40))
-def test_epochs_only_rise_and_nothing_unproven_becomes_active(history: list[Command]) -> None:
-    state = ClusterState()
-    for index, command in enumerate(history, start=1):
-        before, state = state, apply(state, index, command)
-        assert state.index == index
+@given(
+    st.sampled_from([ClusterState(), loading(2), validated(2), active(2)]),
+    st.lists(commands, max_size=40),
+)
+@example(loading(2), [ReportWarm(1, node(1))])
+@example(validated(2), [ReportWarm(1, node(1))])
+def test_epochs_only_rise_and_nothing_unproven_becomes_active(
+    state: ClusterState, history: list[Command]
+) -> None:
+    for command in history:
+        before, state = state, apply(state, state.index + 1, command)
+        assert state.index == before.index + 1
         assert state.epoch >= before.epoch
         if state.active_epoch == state.epoch > 0:
             assert state.validated_epoch == state.epoch

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from butterfly_cluster.apply import apply
@@ -190,11 +190,16 @@ COMMANDS: list[Command] = [
 ]
 
 
-@given(st.lists(st.sampled_from(COMMANDS), max_size=25))
+STATES = st.sampled_from([active(2), OFFERED, PREPARING, READY])
+HISTORIES = st.lists(st.sampled_from(COMMANDS), max_size=25)
+
+
+@given(STATES, HISTORIES)
+@example(PREPARING, [SWITCH])
+@example(READY, [SWITCH])
 def test_the_model_changes_by_a_switch_alone_and_only_when_all_of_it_was_told(
-    commands: list[Command],
+    state: ClusterState, commands: list[Command]
 ) -> None:
-    state = active(2)
     for command in commands:
         before, state = state, apply(state, state.index + 1, command)
         if (state.model, state.source) == (before.model, before.source):
@@ -210,9 +215,11 @@ def test_the_model_changes_by_a_switch_alone_and_only_when_all_of_it_was_told(
             assert digests_of(stage).keys() <= offer.prepared[stage.node_id].keys()
 
 
-@given(st.lists(st.sampled_from(COMMANDS), max_size=25))
-def test_an_open_offer_is_always_for_the_epoch_that_is_assigned(commands: list[Command]) -> None:
-    state = committed(commands, active(2))
+@given(STATES, HISTORIES)
+def test_an_open_offer_is_always_for_the_epoch_that_is_assigned(
+    state: ClusterState, commands: list[Command]
+) -> None:
+    state = committed(commands, state)
 
     offer = state.open_offer
     assert offer is None or offer.epoch == state.epoch

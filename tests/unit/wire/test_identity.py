@@ -34,6 +34,8 @@ def handshake(
                 side.do_handshake()
             except ssl.SSLWantReadError:
                 continue
+    client.do_handshake()  # nothing left to do, or they did not agree
+    server.do_handshake()
     return server, client
 
 
