@@ -4,10 +4,12 @@ import asyncio
 
 
 class Pulse:
-    """``notify`` wakes everybody who waits now. A waiter looks again at what it waits for."""
+    """``notify`` wakes everybody who waits now, in the order in which they came. A waiter looks
+    again at what it waits for."""
 
     def __init__(self) -> None:
-        self._waiting: set[asyncio.Future[None]] = set()
+        # Not a set: its order would be that of memory addresses, and no run like another.
+        self._waiting: dict[asyncio.Future[None], None] = {}
 
     def notify(self) -> None:
         for future in self._waiting:
@@ -23,11 +25,11 @@ class Pulse:
     async def wait(self, timeout_seconds: float) -> None:
         """Until the next ``notify``, or the time is over."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.add(future)
+        self._waiting[future] = None
         try:
             async with asyncio.timeout(timeout_seconds):
                 await future
         except TimeoutError:
             pass
         finally:
-            self._waiting.discard(future)
+            self._waiting.pop(future, None)

@@ -85,20 +85,20 @@ def test_a_state_of_another_version_changes_nothing_and_names_this_one() -> None
     assert replica.state == before
 
 
-async def test_everybody_who_waits_is_woken_once() -> None:
+async def test_everybody_who_waits_is_woken_once_and_in_the_order_of_coming() -> None:
     pulse, woken = Pulse(), []
 
-    async def wait(name: str) -> None:
+    async def wait(number: int) -> None:
         await pulse.wait(60.0)
-        woken.append(name)
+        woken.append(number)
 
     async with asyncio.TaskGroup() as tasks:
-        for name in ("first", "second"):
-            tasks.create_task(wait(name))
+        for number in range(50):
+            tasks.create_task(wait(number))
         await asyncio.sleep(0)
         pulse.notify()
 
-    assert sorted(woken) == ["first", "second"]
+    assert woken == list(range(50))
 
 
 async def test_a_wait_ends_with_its_time() -> None:
