@@ -53,6 +53,28 @@ class Cluster:
         self._system = system
         self.servers = {number: system.start(number) for number in range(count)}
 
+    async def first_leader(self) -> float:
+        """Seconds that members just started took to have one, since a majority of them accepted
+        connections (its imports and recovery lie before)."""
+
+        async def listens(server: Server) -> None:
+            while True:
+                if await server.listens():
+                    return
+                await asyncio.sleep(_LOOK_SECONDS)
+
+        async def majority() -> float:
+            starts = asyncio.as_completed(map(listens, self.servers.values()))
+            for start, _ in zip(starts, range(len(self.servers) // 2 + 1), strict=False):
+                await start
+            return time.perf_counter()
+
+        async with asyncio.TaskGroup() as tasks:
+            began = tasks.create_task(majority())
+            await self.leader()
+            ended = time.perf_counter()
+        return max(0.0, ended - began.result())
+
     async def leader(self) -> int:
         async with asyncio.timeout(_WAIT_SECONDS):
             while True:
@@ -106,10 +128,9 @@ class Cluster:
 async def turn(system: System, found: Found, *, writes: int, kills: int) -> None:
     """Start one system, measure it, stop it."""
     cluster = Cluster(system, found.members)
-    began = time.perf_counter()
     try:
+        found.first_leader_ms.append(await cluster.first_leader() * 1e3)
         leader = cluster.servers[await cluster.leader()]
-        found.first_leader_ms.append((time.perf_counter() - began) * 1e3)
         await cluster.until_written([leader], "warm")
         found.commit_ms += await one_by_one(leader, writes)
         found.commits_per_second.append(await side_by_side(leader, writes))

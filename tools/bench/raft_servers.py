@@ -35,6 +35,11 @@ class Server(Protocol):
         ...
 
     async def leads(self) -> bool: ...
+
+    async def listens(self) -> bool:
+        """True once its peers' connections are accepted."""
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -61,12 +66,13 @@ class Ours:
         data_dir.mkdir(parents=True, exist_ok=True)
         port = self._clients[number]
         given = {"me": me, "data_dir": str(data_dir), "peers": self._peers, "client_port": port}
-        return _LineServer(_spawn([sys.executable, str(MEMBER), json.dumps(given)]), port)
+        process = _spawn([sys.executable, str(MEMBER), json.dumps(given)])
+        return _LineServer(process, port, self._peers[me])
 
 
 class _LineServer:
-    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
-        self.process, self._port = process, port
+    def __init__(self, process: subprocess.Popen[bytes], port: int, peer_port: int) -> None:
+        self.process, self._port, self._peer_port = process, port, peer_port
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._writer: asyncio.StreamWriter | None = None
@@ -77,6 +83,9 @@ class _LineServer:
 
     async def leads(self) -> bool:
         return bool((await self._ask({})).get("leads"))
+
+    async def listens(self) -> bool:
+        return await _accepts(self._peer_port)
 
     async def close(self) -> None:
         if self._writer is not None:
@@ -143,12 +152,12 @@ class Etcd:
             *("--initial-cluster", ",".join(f"m{i}={url(port)}" for i, port in peers)),
             *("--initial-cluster-state", "new" if fresh else "existing"),
         ]
-        return _EtcdServer(_spawn(command), self._clients[number])
+        return _EtcdServer(_spawn(command), self._clients[number], self._peers[number])
 
 
 class _EtcdServer:
-    def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
-        self.process = process
+    def __init__(self, process: subprocess.Popen[bytes], port: int, peer_port: int) -> None:
+        self.process, self._peer_port = process, peer_port
         eager = [("grpc.initial_reconnect_backoff_ms", 20), ("grpc.max_reconnect_backoff_ms", 50)]
         self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=eager)
         self._put = self._channel.unary_unary("/etcdserverpb.KV/Put")
@@ -171,8 +180,20 @@ class _EtcdServer:
         header = dict(_fields(found.get(1, b"")))
         return bool(found.get(4)) and found.get(4) == header.get(2)
 
+    async def listens(self) -> bool:
+        return await _accepts(self._peer_port)
+
     async def close(self) -> None:
         await self._channel.close()
+
+
+async def _accepts(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
 
 
 def version_of_etcd() -> str:
