@@ -57,23 +57,21 @@ class Cluster:
         """Seconds that members just started took to have one, since a majority of them accepted
         connections (its imports and recovery lie before)."""
 
+        listening: list[float] = []
+
         async def listens(server: Server) -> None:
             while True:
                 if await server.listens():
+                    listening.append(time.perf_counter())
                     return
                 await asyncio.sleep(_LOOK_SECONDS)
 
-        async def majority() -> float:
-            starts = asyncio.as_completed(map(listens, self.servers.values()))
-            for start, _ in zip(starts, range(len(self.servers) // 2 + 1), strict=False):
-                await start
-            return time.perf_counter()
-
         async with asyncio.TaskGroup() as tasks:
-            began = tasks.create_task(majority())
+            for server in self.servers.values():
+                tasks.create_task(listens(server))
             await self.leader()
             ended = time.perf_counter()
-        return max(0.0, ended - began.result())
+        return max(0.0, ended - listening[len(self.servers) // 2])
 
     async def leader(self) -> int:
         async with asyncio.timeout(_WAIT_SECONDS):
