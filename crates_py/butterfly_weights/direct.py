@@ -9,12 +9,13 @@ the processor's cache, into its place.
 import ctypes
 import errno
 import fcntl
-import mmap
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from queue import LifoQueue
 from typing import Final
+
+from butterfly_weights.arena import Arena
 
 ALIGNMENT_BYTES: Final = 4096
 """Of offsets, sizes and memory of direct reads; no common device asks for more."""
@@ -24,13 +25,18 @@ _UNSUPPORTED: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 class Bounce:
-    """Aligned memory that one thread at a time reads whole blocks into."""
+    """Aligned memory that one thread at a time reads whole blocks into.
+
+    It is one huge page where the kernel has one: a disk takes a few hundred stretches of memory
+    at once, and of scattered small pages that is a quarter of a read.
+    """
 
     SIZE_BYTES: Final = 2 << 20
 
     def __init__(self) -> None:
-        memory = mmap.mmap(-1, self.SIZE_BYTES)
-        self.view = memoryview(memory)
+        (twice,) = Arena([2 * self.SIZE_BYTES]).blocks
+        start = -_address(twice) % self.SIZE_BYTES
+        self.view = twice[start : start + self.SIZE_BYTES]
         self._address = _address(self.view)
 
     def copy_to(self, view: memoryview, start: int) -> None:
