@@ -9,13 +9,11 @@ Its tokens have the rights that the crate's README asks for, and no others. With
 HTTPS only, with certificates of a CA of its own, and wants one from its clients.
 """
 
-import ctypes
 import datetime
 import ipaddress
 import json
 import re
 import shutil
-import signal
 import ssl
 import subprocess
 import time
@@ -34,6 +32,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from butterfly_discovery.consul_settings import ConsulSettings, token_from_file
+from tests.support.leash import die_with_the_tests
 from tests.support.needs import need
 from tests.support.s3 import free_port
 
@@ -137,7 +136,7 @@ class ConsulAgent:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                preexec_fn=_die_with_the_test,
+                preexec_fn=die_with_the_tests,
             )
 
     def until_ready(self) -> None:
@@ -294,10 +293,6 @@ def _certificate(
         .not_valid_before(now - datetime.timedelta(hours=1))
         .not_valid_after(now + datetime.timedelta(days=1))
     )
-
-
-def _die_with_the_test() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _pem(certificate: x509.Certificate) -> bytes:

@@ -4,7 +4,6 @@ Every node is its own process with its own folder; what a node printed is shown 
 fails. Nothing is left running: the processes die with this one.
 """
 
-import ctypes
 import json
 import os
 import secrets
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support import engines
+from tests.support.leash import die_with_the_tests
 from tests.support.s3 import free_port
 
 START_SECONDS = 180.0
@@ -88,7 +88,7 @@ class LocalNode:
                 stdout=sink,
                 stderr=sink,
                 env=environment,
-                preexec_fn=_die_with_the_test,
+                preexec_fn=die_with_the_tests,
             )
 
     def kill(self) -> None:
@@ -327,7 +327,3 @@ def _is_engine(process: Path, log: str) -> bool:
         return str((process / "fd" / "2").readlink()).startswith(log)
     except OSError:
         return False  # it ended meanwhile, is a zombie, or is somebody else's
-
-
-def _die_with_the_test() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)

@@ -56,7 +56,6 @@ class Cluster:
     async def first_leader(self) -> float:
         """Seconds that members just started took to have one, since a majority of them accepted
         connections (its imports and recovery lie before)."""
-
         listening: list[float] = []
 
         async def listens(server: Server) -> None:

@@ -8,10 +8,8 @@ ends as the fork did. ``BUTTERFLY_TEST_COLD_ENGINES=1`` lets every engine be exe
 """
 
 import atexit
-import ctypes
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +21,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from butterfly.node import engine
+from tests.support.leash import die_with_the_tests
 
 SOCKET_VARIABLE = "BUTTERFLY_TEST_ENGINES"
 COLD_VARIABLE = "BUTTERFLY_TEST_COLD_ENGINES"
@@ -45,7 +44,7 @@ def forks_socket() -> str:
     started = subprocess.Popen(
         [sys.executable, "-P", str(FOLDER / "forks.py"), str(path), "butterfly.engine_host"],
         env={**os.environ, "HF_HUB_OFFLINE": "1", "OPENBLAS_NUM_THREADS": "1"},
-        preexec_fn=_die_with_the_tests,
+        preexec_fn=die_with_the_tests,
     )
     atexit.register(_end, started, folder)
     deadline = time.monotonic() + _START_SECONDS
@@ -74,7 +73,3 @@ def _end(forks: subprocess.Popen[bytes], folder: str) -> None:
     forks.kill()
     forks.wait()
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _die_with_the_tests() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
