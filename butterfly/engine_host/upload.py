@@ -19,7 +19,7 @@ from butterfly_weights.destination import TensorBytes
 from butterfly_weights.errors import NoMemory
 from butterfly_weights.handing_on import LoadedPart
 from butterfly_weights.merkle import LEAF_BYTES, leaf_digest
-from butterfly_weights.select import Leaf, leaves_of
+from butterfly_weights.select import PIECE_BYTES_MAX, Leaf, leaves_of
 from butterfly_weights.tensors import TensorInfo
 
 VerifyDevice = Literal["sample", "all", "off"]
@@ -85,6 +85,8 @@ class DeviceBytes:
 
 class Uploader:
     """A ``Destination``: ``tensors`` of one load on one device, by name."""
+
+    piece_bytes_max: Final = PIECE_BYTES_MAX
 
     def __init__(
         self,

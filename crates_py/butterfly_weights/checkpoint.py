@@ -1,7 +1,7 @@
 """Opening a model: its small files, the headers of its shards and its manifest, all checked
 before anything is allocated."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -9,43 +9,30 @@ from typing import Any
 from blake3 import blake3
 
 from butterfly_core.errors import ModelError
-from butterfly_weights.errors import AccessDenied, BytesMismatch, NotFound, shown
+from butterfly_weights.errors import NotFound, shown
 from butterfly_weights.manifest import (
-    MANIFEST_BYTES_MAX,
     MANIFEST_NAME,
     Manifest,
-    parse_manifest,
 )
-from butterfly_weights.merkle import file_digest
 from butterfly_weights.safetensors_header import (
     LENGTH_BYTES,
     header_length,
     parse_header,
     parse_json_object,
 )
+from butterfly_weights.small_files import (
+    CONFIG_NAME,
+    Folder,
+    read_manifest,
+    read_small_files,
+)
 from butterfly_weights.source import ObjectInfo, Pinned, RangeReader, Source, safe_name
 from butterfly_weights.tensors import TensorInfo
 
-CONFIG_NAME = "config.json"
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-SMALL_FILES = {
-    CONFIG_NAME: 4 << 20,
-    "generation_config.json": 1 << 20,
-    "tokenizer.json": 128 << 20,
-    "tokenizer_config.json": 16 << 20,
-    "tokenizer.model": 64 << 20,
-    "special_tokens_map.json": 4 << 20,
-    "added_tokens.json": 16 << 20,
-    "vocab.json": 64 << 20,
-    "merges.txt": 64 << 20,
-    "chat_template.jinja": 4 << 20,
-    "chat_template.json": 4 << 20,
-}
-"""Names that are read, and the bytes allowed for each."""
 _INDEX_BYTES_MAX = 64 << 20
 _SHARDS_MAX = 10_000
-_FETCHES_MAX = 4
 _READERS = 8
 
 
@@ -90,22 +77,21 @@ def read_checkpoint(source: Source, *, with_manifest: bool = True) -> Checkpoint
 
     ``with_manifest`` False leaves a manifest aside, for whoever makes or checks one.
     """
-    listed = source.entries()
-    present = _presence(source, listed)
-    if not present(CONFIG_NAME):
+    folder = Folder(source)
+    if not folder.has(CONFIG_NAME):
         raise ModelError(f"{source.describe()} has no {CONFIG_NAME}: is this a model's folder?")
-    has_manifest = with_manifest and present(MANIFEST_NAME)
-    manifest = _read_manifest(source) if has_manifest else None
-    small_files = _read_small_files(source, present, manifest)
+    manifest = read_manifest(folder) if with_manifest else None
+    small_files = read_small_files(folder, manifest)
     config = parse_json_object(small_files[CONFIG_NAME], CONFIG_NAME)
-    weight_map = _read_index(source) if present(INDEX_NAME) else None
-    if weight_map is None and not present(SINGLE_NAME):
+    index = folder.read(INDEX_NAME, _INDEX_BYTES_MAX)
+    weight_map = None if index is None else parse_index(index)
+    if weight_map is None and not folder.has(SINGLE_NAME):
         raise ModelError(
             f"{source.describe()} has neither {INDEX_NAME} nor {SINGLE_NAME}: only safetensors "
             "checkpoints can be loaded"
         )
     shards = sorted(set(weight_map.values())) if weight_map is not None else [SINGLE_NAME]
-    objects = {name: _info(source, listed, name) for name in shards}
+    objects = {name: _info(source, folder.listed, name) for name in shards}
     headers = _read_headers(source, list(objects.values()))
     tensors = _merge(headers, weight_map)
     if manifest:
@@ -142,76 +128,12 @@ def _ignore(_count: int) -> None:
     """Headers are not part of a load's progress."""
 
 
-def _presence(source: Source, listed: Mapping[str, ObjectInfo] | None) -> Callable[[str], bool]:
-    if listed is not None:
-        return listed.__contains__
-
-    def probe(name: str) -> bool:
-        try:
-            return source.exists(name)
-        except AccessDenied:
-            # Who may not list a bucket is told 403 for an object that is missing, too.
-            if name == CONFIG_NAME:
-                raise
-            return False
-
-    return probe
-
-
 def _info(source: Source, listed: Mapping[str, ObjectInfo] | None, name: str) -> ObjectInfo:
     if listed is None:
         return source.stat(name)
     if name not in listed:
         raise ModelError(f"{source.describe()} lacks the shard {name} that {INDEX_NAME} names")
     return listed[name]
-
-
-def _read_manifest(source: Source) -> Manifest:
-    for fetch in range(1, _FETCHES_MAX + 1):
-        try:
-            return parse_manifest(source.read_small(MANIFEST_NAME, bytes_max=MANIFEST_BYTES_MAX))
-        except ModelError:
-            # It proves itself, so a bit flipped on the way shows here and is worth another try.
-            if fetch == _FETCHES_MAX:
-                raise
-    raise AssertionError("unreachable")
-
-
-def _read_small_files(
-    source: Source, present: Callable[[str], bool], manifest: Manifest | None
-) -> dict[str, bytes]:
-    names = [name for name in SMALL_FILES if present(name)]
-    if manifest is None:
-        return {name: source.read_small(name, bytes_max=SMALL_FILES[name]) for name in names}
-    if set(names) != set(manifest.files):
-        odd = sorted(set(names) ^ set(manifest.files))
-        raise ModelError(
-            f"{MANIFEST_NAME} and the folder differ in {', '.join(odd)}: restore the files, or "
-            "make the manifest again"
-        )
-    return {name: _read_proven(source, name, manifest.files[name]) for name in names}
-
-
-def _read_proven(source: Source, name: str, expected: bytes) -> bytes:
-    seen = content = b""
-    for _ in range(_FETCHES_MAX):
-        content = source.read_small(name, bytes_max=SMALL_FILES[name])
-        seen = file_digest(name, content)
-        if seen == expected:
-            return content
-    raise BytesMismatch(
-        object_name=name,
-        tensor="",
-        start=0,
-        stop=len(content),
-        expected=expected.hex(),
-        seen=seen.hex(),
-        fetches=_FETCHES_MAX,
-    )
-
-
-def _read_index(source: Source) -> dict[str, str]:
-    return parse_index(source.read_small(INDEX_NAME, bytes_max=_INDEX_BYTES_MAX))
 
 
 def parse_index(data: bytes) -> dict[str, str]:

@@ -4,11 +4,11 @@ through a few slots from which they are copied to it (``butterfly/engine_host/up
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import groupby
-from typing import Protocol
+from typing import Final, Protocol
 
 from butterfly_weights.arena import Arena
 from butterfly_weights.merkle import LEAF_BYTES
-from butterfly_weights.select import Leaf
+from butterfly_weights.select import LONG_PIECE_BYTES_MAX, Leaf
 from butterfly_weights.tensors import TensorInfo
 
 
@@ -35,6 +35,11 @@ class Landing(Protocol):
 class Destination(Protocol):
     """Holds one load's tensors, which are called by their numbers. Thread-safe."""
 
+    @property
+    def piece_bytes_max(self) -> int:
+        """The largest piece that it wants to take at once."""
+        ...
+
     def prepare(self, tensors: Sequence[TensorInfo], *, piece_bytes_max: int) -> None:
         """Make room for all of them. Raises NoMemory, ModelError for a type it cannot hold."""
         ...
@@ -51,6 +56,8 @@ class Destination(Protocol):
 class HostMemory:
     """Final memory that readers write into: a stretch per part, so that one part can be let go
     of without the others."""
+
+    piece_bytes_max: Final = LONG_PIECE_BYTES_MAX
 
     def __init__(self) -> None:
         self.blocks: tuple[memoryview, ...] = ()

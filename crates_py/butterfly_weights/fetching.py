@@ -11,8 +11,7 @@ from butterfly_weights.merkle import LeafHasher
 from butterfly_weights.progress import ProgressCounter
 from butterfly_weights.select import Leaf, Piece
 from butterfly_weights.source import ObjectInfo, RangeReader
-
-_HASH_STEP_BYTES = 1 << 20
+from butterfly_weights.views import STEP_BYTES
 
 
 class ChangedShards:
@@ -54,7 +53,7 @@ class PassingHasher:
             self._within += taken
             count -= taken
             ended = self._within == view.nbytes
-            if leaf and (ended or self._within - self._hashed >= _HASH_STEP_BYTES):
+            if leaf and (ended or self._within - self._hashed >= STEP_BYTES):
                 self._hasher.update(view[self._hashed : self._within])
                 self._hashed = self._within
             if ended:

@@ -2,6 +2,7 @@
 
 import base64
 import http.client
+import io
 import os
 import socket
 import ssl
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, cast
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from butterfly_core.errors import ConfigError, SourceError
@@ -45,6 +47,28 @@ def proxy_for(url: SplitResult, options: SourceOptions) -> SplitResult | None:
     return urlsplit(found) if found else None
 
 
+class StreamedResponse(http.client.HTTPResponse):
+    """A response whose body can be taken straight from its socket.
+
+    ``readinto`` waits for a whole view and, when the connection breaks, does not say how much of it
+    had come; and what it is built on takes a few calls for each 16 KiB that TLS gives at a time.
+    """
+
+    def __init__(self, sock: socket.socket, *args: Any, **keywords: Any) -> None:
+        super().__init__(sock, *args, **keywords)
+        self._socket, self._is_drained = sock, False
+
+    def receive_into(self, view: memoryview) -> int:
+        """At least one byte of the body, 0 when the connection has ended. Raises ``BROKEN``."""
+        if self._is_drained:
+            return self._socket.recv_into(view, view.nbytes)
+        count = int(self.fp.readinto1(view))
+        # What was read along with the head comes first. Nothing of it is left when less came than
+        # fits, or when more fits than is ever kept.
+        self._is_drained = count < view.nbytes or view.nbytes > io.DEFAULT_BUFFER_SIZE
+        return count
+
+
 class HttpConnection:
     """Requests to one host, one at a time. The body of a response must be read whole, or the
     connection dropped, before the next."""
@@ -54,10 +78,10 @@ class HttpConnection:
         self._options = options
         self._proxy = proxy_for(self._base, options)
         self._connection: http.client.HTTPConnection | None = None
-        self._response: http.client.HTTPResponse | None = None
+        self._response: StreamedResponse | None = None
         self._socket: socket.socket | None = None
 
-    def get(self, method: str, url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
+    def get(self, method: str, url: str, headers: Mapping[str, str]) -> StreamedResponse:
         """Send a request without a body and read the response's head.
 
         Raises TransientFailure, or SourceError for a certificate; the connection is then dropped.
@@ -71,8 +95,8 @@ class HttpConnection:
             else:
                 fields |= _proxy_headers(proxy)
             connection.request(method, parts.geturl(), headers=fields)
-            self._response = connection.getresponse()
-            return self._response
+            response = self._response = cast(StreamedResponse, connection.getresponse())
+            return response
         except ssl.SSLCertVerificationError as error:
             self.drop()
             raise SourceError(
@@ -112,6 +136,7 @@ class HttpConnection:
                 connection.set_tunnel(host, port or 443, headers=_proxy_headers(proxy))
         else:
             connection = http.client.HTTPConnection(*through, timeout=seconds)
+        connection.response_class = StreamedResponse
         try:
             connection.connect()
             connection.sock.settimeout(self._options.stall_timeout_seconds)

@@ -18,7 +18,7 @@ from butterfly_weights.http_answers import (
     read_refusal,
     version_of,
 )
-from butterfly_weights.http_connection import BROKEN, HttpConnection, told
+from butterfly_weights.http_connection import BROKEN, HttpConnection, StreamedResponse, told
 from butterfly_weights.retrying import Pace, Tries
 from butterfly_weights.source import ObjectInfo, OnBytes, SourceOptions
 from butterfly_weights.views import Cursor
@@ -37,9 +37,7 @@ class Signing(Protocol):
 class Connection(Protocol):
     """One connection, or several that look like one; as ``HttpConnection``."""
 
-    def get(
-        self, method: str, url: str, headers: Mapping[str, str]
-    ) -> http.client.HTTPResponse: ...
+    def get(self, method: str, url: str, headers: Mapping[str, str]) -> StreamedResponse: ...
     def drop(self) -> None: ...
     def interrupt(self) -> None: ...
 
@@ -145,9 +143,9 @@ class HttpReader:
         try:
             size = check_whole(lower_headers(response), name, bytes_max=bytes_max)
             content = bytearray(size)
-            done = 0
-            while done < size:
-                done += _receive(response, memoryview(content)[done:], name)
+            cursor = Cursor([memoryview(content)])
+            while cursor.done < size:
+                _fill(response, cursor, name, _ignore)
         except BaseException:
             self._connection.drop()
             raise
@@ -162,7 +160,7 @@ class HttpReader:
         *,
         info: ObjectInfo | None = None,
         offset: int = 0,
-    ) -> http.client.HTTPResponse:
+    ) -> StreamedResponse:
         """The response to a request that was granted; else the error that it means."""
         url, signer = self._folder.url(name), self._folder.signer
         for may_refresh in (True, False):
@@ -192,29 +190,26 @@ def lower_headers(response: http.client.HTTPResponse) -> dict[str, str]:
     return {name.lower(): value for name, value in response.headers.items()}
 
 
-def _fill(response: http.client.HTTPResponse, cursor: Cursor, name: str, on_bytes: OnBytes) -> None:
+def _fill(response: StreamedResponse, cursor: Cursor, name: str, on_bytes: OnBytes) -> None:
     """The next step of the views. It is told of as a whole, because a socket gives some KiB at a
     time; when the connection breaks, what had come until then is told."""
     view, done = cursor.rest(), 0
     try:
         while done < view.nbytes:
-            done += _receive(response, view[done:], name)
+            count = response.receive_into(view[done:])
+            if not count:
+                raise TransientFailure(f"{name}: the server closed the connection in the middle")
+            done += count
+    except BROKEN as error:
+        raise TransientFailure(f"{name}: {told(error)}") from error
     finally:
         if done:
             cursor.advance(done)
             on_bytes(done)
 
 
-def _receive(response: http.client.HTTPResponse, view: memoryview, name: str) -> int:
-    """At least one byte of the body. Reads below HTTPResponse.readinto, which would wait for
-    the whole view and, when the connection breaks, not say how much of it had come."""
-    try:
-        count = response.fp.readinto1(view)
-    except BROKEN as error:
-        raise TransientFailure(f"{name}: {told(error)}") from error
-    if not count:
-        raise TransientFailure(f"{name}: the server closed the connection in the middle")
-    return count
+def _ignore(_count: int) -> None:
+    """Small objects are not part of a load's progress."""
 
 
 def _finish(response: http.client.HTTPResponse) -> None:

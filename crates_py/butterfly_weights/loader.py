@@ -22,7 +22,7 @@ from butterfly_weights.manifest import TensorEntry, part_digests
 from butterfly_weights.merkle import LEAF_BYTES
 from butterfly_weights.peers import Peers
 from butterfly_weights.progress import LoadProgress, ProgressCounter
-from butterfly_weights.select import Leaf, plan_pieces
+from butterfly_weights.select import Leaf, plan_pieces, taper
 from butterfly_weights.source import ObjectInfo, Source
 from butterfly_weights.spec import layer_count_of
 
@@ -113,8 +113,9 @@ class _Load:
             destination = self._host = HostMemory()
         self._destination = destination
         # A leaf is never cut, so a piece may be as large as one.
-        piece_bytes_max = max(options.piece_bytes_max, LEAF_BYTES)
-        self._destination.prepare(self._tensors, piece_bytes_max=piece_bytes_max)
+        largest = min(options.piece_bytes_max, destination.piece_bytes_max)
+        self._piece_bytes_max = max(largest, LEAF_BYTES)
+        self._destination.prepare(self._tensors, piece_bytes_max=self._piece_bytes_max)
         self._progress = ProgressCounter(sum(tensor.nbytes for tensor in self._tensors))
         self._objects: dict[str, ObjectInfo] = dict(checkpoint.objects)
         self._came_from_cache: set[int] = set()
@@ -231,13 +232,13 @@ class _Load:
         changed = ChangedShards()
         pieces = plan_pieces(
             [self._tensors[number] for number in missing],
-            piece_bytes_max=self._options.piece_bytes_max,
+            piece_bytes_max=self._piece_bytes_max,
             gap_bytes_max=self._options.gap_bytes_max,
             gap_share_max=self._options.gap_share_max,
             numbers=missing,
         )
         self._exchange.work_off(
-            pieces,
+            taper(pieces),
             lambda: PieceFetcher(
                 self._source.reader(),
                 self._objects,

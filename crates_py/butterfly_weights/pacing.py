@@ -1,15 +1,19 @@
 """How many requests should be under way at once, judged by what came of it. Pure.
 
-A few connections do not fill a long pipe, and many only cost: so the number starts moderately,
-grows while the measured rate grows with it, and goes back when it does not. A server that says
-"slow down" halves it at once.
+A few connections do not fill a long pipe, and many only cost: so the number starts small, doubles
+while that nearly doubles the measured rate, grows by less while the rate grows at all, and goes
+back when it does not. A server that says "slow down" halves it at once.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 GAIN_MIN = 1.05
 """A larger number must bring at least so much more to be kept."""
 GROWTH = 1.25
+GROWTH_AT_FIRST = 2.0
+GAIN_OF_MORE = 1.5
+"""While nothing is known, and while each step brings so much more, steps are doublings."""
 WINDOWS_BETWEEN_PROBES = 8
 
 
@@ -50,10 +54,20 @@ def judged(course: Course, window: Window) -> Course:
         return replace(course, rate=window.rate, resting=course.resting - 1)
     if course.before and window.rate < course.rate * GAIN_MIN:
         return replace(course, allowed=course.before, before=0, resting=WINDOWS_BETWEEN_PROBES)
+    gain = window.rate / course.rate if course.rate else math.inf
+    was_doubled = course.before and course.allowed > course.before * GROWTH + 1
+    if was_doubled and gain < GAIN_OF_MORE:
+        # The doubling was too much: about as many as the gain says.
+        return _resting(course, math.ceil(course.before * gain), window)
     if course.allowed == course.most:
-        return replace(course, before=0, rate=window.rate, resting=WINDOWS_BETWEEN_PROBES)
-    grown = min(course.most, max(course.allowed + 1, int(course.allowed * GROWTH)))
+        return _resting(course, course.allowed, window)
+    growth = GROWTH_AT_FIRST if gain >= GAIN_OF_MORE else GROWTH
+    grown = min(course.most, max(course.allowed + 1, int(course.allowed * growth)))
     return replace(course, allowed=grown, before=course.allowed, rate=window.rate)
+
+
+def _resting(course: Course, allowed: int, window: Window) -> Course:
+    return Course(allowed, course.most, rate=window.rate, resting=WINDOWS_BETWEEN_PROBES)
 
 
 def slowed(course: Course) -> Course:

@@ -1,6 +1,5 @@
 """Requests that may be sent on to another server: within limits, and without credentials."""
 
-import http.client
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -10,7 +9,12 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 from butterfly_core.errors import SourceError
 from butterfly_weights.errors import TransientFailure
 from butterfly_weights.http_answers import ERROR_BODY_BYTES_MAX, plain_etag
-from butterfly_weights.http_connection import BROKEN, HttpConnection, without_query
+from butterfly_weights.http_connection import (
+    BROKEN,
+    HttpConnection,
+    StreamedResponse,
+    without_query,
+)
 from butterfly_weights.source import SourceOptions
 
 REDIRECTS_MAX = 5
@@ -72,7 +76,7 @@ class RedirectingConnection:
         self._connections: OrderedDict[str, HttpConnection] = OrderedDict()
         self._interrupted = False
 
-    def get(self, method: str, url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
+    def get(self, method: str, url: str, headers: Mapping[str, str]) -> StreamedResponse:
         """The response that is none of a redirect. Raises TransientFailure, SourceError."""
         known = self._landings.get(url) if method == "GET" else None
         if known is not None:
@@ -94,7 +98,7 @@ class RedirectingConnection:
 
     def _at(
         self, landing: Landing, url: str, method: str, headers: Mapping[str, str]
-    ) -> http.client.HTTPResponse | None:
+    ) -> StreamedResponse | None:
         """From where it lay the last time; None when the address is good no more."""
         try:
             response = self._send(method, landing.url, headers, landing.linked)
@@ -108,9 +112,7 @@ class RedirectingConnection:
         self._put_aside(landing.url, response)
         return None
 
-    def _from_home(
-        self, method: str, url: str, headers: Mapping[str, str]
-    ) -> http.client.HTTPResponse:
+    def _from_home(self, method: str, url: str, headers: Mapping[str, str]) -> StreamedResponse:
         here, linked = url, None
         for _ in range(REDIRECTS_MAX + 1):
             response = self._send(method, here, headers, linked)
@@ -132,7 +134,7 @@ class RedirectingConnection:
 
     def _send(
         self, method: str, url: str, headers: Mapping[str, str], linked: Linked | None
-    ) -> http.client.HTTPResponse:
+    ) -> StreamedResponse:
         if self._interrupted:
             raise TransientFailure("the read was interrupted")
         origin = origin_of(urlsplit(url))
@@ -150,7 +152,7 @@ class RedirectingConnection:
             self._connections.popitem(last=False)[1].drop()
         return connection
 
-    def _put_aside(self, url: str, response: http.client.HTTPResponse) -> None:
+    def _put_aside(self, url: str, response: StreamedResponse) -> None:
         """Read an answer that nobody wants, or lose the connection if that is too much."""
         try:
             response.read(ERROR_BODY_BYTES_MAX)
@@ -191,13 +193,13 @@ def next_url(here: str, location: str) -> str:
     return there._replace(fragment="").geturl()
 
 
-def _linked(response: http.client.HTTPResponse) -> Linked | None:
+def _linked(response: StreamedResponse) -> Linked | None:
     etag = plain_etag(response.headers.get("x-linked-etag", "")).removeprefix("W/")
     size = response.headers.get("x-linked-size", "")
     return Linked(etag, size) if etag and size.isascii() and size.isdigit() else None
 
 
-def _named(response: http.client.HTTPResponse, linked: Linked | None) -> http.client.HTTPResponse:
+def _named(response: StreamedResponse, linked: Linked | None) -> StreamedResponse:
     """The name that the first server gave the content stands for that of its store."""
     if linked and response.status in (200, 206):
         del response.headers["etag"]
@@ -205,7 +207,7 @@ def _named(response: http.client.HTTPResponse, linked: Linked | None) -> http.cl
     return response
 
 
-def _as_told(response: http.client.HTTPResponse, linked: Linked) -> http.client.HTTPResponse:
+def _as_told(response: StreamedResponse, linked: Linked) -> StreamedResponse:
     """The answer to a HEAD as if the object lay where it was asked for."""
     response.status = 200
     del response.headers["content-length"]

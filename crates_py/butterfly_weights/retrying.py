@@ -85,6 +85,8 @@ class Pace:
                 self._changed.wait()
             self._waiting -= 1
             self._under_way += 1
+            if self._under_way == self._course.most:  # then nobody waits for one more
+                self._saturated = True
         try:
             yield
         finally:

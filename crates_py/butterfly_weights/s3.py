@@ -1,7 +1,7 @@
 """A model's folder in a bucket: credentials and signatures of botocore, bytes of our own path."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -124,10 +124,7 @@ class S3Source(HttpSource):
         prefix = f"{self._prefix}/" if self._prefix else ""
         found: dict[str, ObjectInfo] = {}
         try:
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._bucket, Prefix=prefix, Delimiter="/"
-            )
-            for page in pages:
+            for page in self._pages(prefix):
                 for entry in page.get("Contents", ()):
                     name = entry["Key"].removeprefix(prefix)
                     if name:
@@ -142,6 +139,19 @@ class S3Source(HttpSource):
         except BotoCoreError as error:
             raise SourceError(f"{self.describe()} cannot be listed: {error}") from error
         return found
+
+    def _pages(self, prefix: str) -> Iterator[Mapping[str, Any]]:
+        """Of the listing. (botocore's paginator first looks through the models of all services,
+        which takes longer than this.)"""
+        place = {"Bucket": self._bucket, "Prefix": prefix, "Delimiter": "/"}
+        page, before = self._client.list_objects_v2(**place), None
+        yield page
+        while page.get("IsTruncated"):
+            token = page.get("NextContinuationToken")
+            if token in (None, before):
+                raise SourceError(f"{self.describe()}: the server's listing does not go on")
+            page, before = self._client.list_objects_v2(**place, ContinuationToken=token), token
+            yield page
 
     def write_small(self, name: str, content: bytes) -> None:
         key = self._key(safe_name(name)).partition("/")[2]

@@ -12,6 +12,8 @@ from butterfly_weights.merkle import LEAF_BYTES
 from butterfly_weights.tensors import TensorInfo
 
 PIECE_BYTES_MAX = 8 << 20
+LONG_PIECE_BYTES_MAX = 32 << 20
+"""A request costs about a millisecond of Python, so one for more bytes is cheaper."""
 GAP_BYTES_MAX = 256 << 10
 GAP_SHARE_MAX = 0.005
 
@@ -84,6 +86,27 @@ def plan_pieces(
     ]
     pieces.sort(key=lambda piece: min((leaf.tensor, leaf.index) for leaf in piece.leaves))
     return tuple(pieces)
+
+
+def taper(pieces: Sequence[Piece], *, piece_bytes_max: int = PIECE_BYTES_MAX) -> tuple[Piece, ...]:
+    """Cut what is in the last quarter of the bytes smaller, so that all readers end at about the
+    same time (as guided self-scheduling does: Polychronopoulos and Kuck, IEEE ToC 1987)."""
+    left = sum(piece.nbytes for piece in pieces)
+    tail = left // 4
+    tapered: list[Piece] = []
+    for piece in pieces:
+        if left > tail:
+            tapered.append(piece)
+        else:
+            tapered += _cut(piece, piece_bytes_max)
+        left -= piece.nbytes
+    return tuple(tapered)
+
+
+def _cut(piece: Piece, piece_bytes_max: int) -> Iterator[Piece]:
+    joined = {(piece.shard, leaf.offset) for leaf in piece.leaves}
+    for group in _groups(piece.shard, list(piece.leaves), joined, piece_bytes_max):
+        yield Piece(piece.shard, tuple(group))
 
 
 def _gaps_to_bridge(

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from butterfly_weights.checkpoint import SMALL_FILES, Checkpoint
+from butterfly_weights.checkpoint import Checkpoint
 from butterfly_weights.errors import AccessDenied, NotFound
 from butterfly_weights.manifest import MANIFEST_BYTES_MAX, MANIFEST_NAME, parse_manifest
 from butterfly_weights.signature import (
@@ -16,6 +16,7 @@ from butterfly_weights.signature import (
     check_key,
     parse_signature,
 )
+from butterfly_weights.small_files import SMALL_FILES
 from butterfly_weights.source import Source
 
 SIGNED_FILES: Final = frozenset({MANIFEST_NAME, *SMALL_FILES})

@@ -36,7 +36,7 @@ class SourceOptions:
     tries_max: int = 8
     backoff_first_seconds: float = 0.1
     backoff_max_seconds: float = 10.0
-    requests_at_once_first: int = 8
+    requests_at_once_first: int = 3
     requests_at_once_max: int = 32
     proxy_url: str | None = None
     ca_file: Path | None = None

@@ -7,8 +7,9 @@ from typing import Any
 from butterfly_core.errors import ModelError
 from butterfly_core.layers import EMBED, HEAD, all_parts, layer_part
 from butterfly_core.model import ModelSpec
-from butterfly_weights.checkpoint import CONFIG_NAME, Checkpoint
+from butterfly_weights.checkpoint import Checkpoint
 from butterfly_weights.errors import shown
+from butterfly_weights.small_files import CONFIG_NAME
 
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 _DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}

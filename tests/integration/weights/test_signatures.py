@@ -16,11 +16,12 @@ from model_signing import signing, verifying
 
 from butterfly.admin.main import main
 from butterfly_core.errors import ButterflyError, ConfigError
-from butterfly_weights.checkpoint import SMALL_FILES, read_checkpoint
+from butterfly_weights.checkpoint import read_checkpoint
 from butterfly_weights.manifest import MANIFEST_NAME
 from butterfly_weights.proving import create_manifest, write_manifest
 from butterfly_weights.signature import SIGNATURE_NAME, SignatureRejected, load_trusted_keys
 from butterfly_weights.signed import Signed, check_signed
+from butterfly_weights.small_files import SMALL_FILES
 from butterfly_weights.source import open_source
 from tests.support.certificates import OperatorAuthority, key_pem
 

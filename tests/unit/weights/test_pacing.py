@@ -35,6 +35,17 @@ def test_the_number_settles_where_more_brings_nothing(
     assert all(low <= allowed <= high for allowed in settled(rate_of)[20:])
 
 
+def test_from_few_it_doubles_while_that_brings_nearly_as_much_more() -> None:
+    assert settled(lambda n: n * 90 * MB, first=3, windows=4) == [6, 12, 24, 32]
+
+
+def test_a_doubling_that_was_too_much_is_taken_back_to_what_it_brought() -> None:
+    seen = settled(lambda n: min(n, 8) * 90 * MB, first=3, windows=60)
+
+    assert seen[:3] == [6, 12, 8]
+    assert all(8 <= allowed <= 10 for allowed in seen[2:])
+
+
 def test_a_full_pipe_is_probed_seldom() -> None:
     seen = settled(lambda _: 1200 * MB, windows=100)
 

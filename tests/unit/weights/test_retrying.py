@@ -67,7 +67,7 @@ class Clock:
 def round_of_requests(pace: Pace, clock: Clock, rate: float, *, wanted: int) -> None:
     """As many requests as a window needs, with ``wanted`` threads that would make one."""
     waiting = max(0, wanted - pace.allowed)
-    pace._waiting, pace._saturated = waiting, waiting > 0
+    pace._waiting, pace._saturated = waiting, waiting > 0 or pace.allowed == pace._course.most
     count = 2 * pace.allowed
     for _ in range(count):
         clock.now += 1.0 / count
@@ -82,6 +82,23 @@ def test_the_pace_grows_while_more_connections_bring_more_bytes() -> None:
         round_of_requests(pace, clock, min(pace.allowed, 20) * 100e6, wanted=32)
 
     assert 18 <= pace.allowed <= 25
+
+
+def test_the_rate_of_as_many_as_there_may_be_says_something() -> None:
+    pace = Pace(2)
+    both = threading.Barrier(2)
+
+    def ask() -> None:
+        with pace.slot():
+            both.wait(10)
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert pace._saturated
 
 
 def test_the_pace_stays_when_nobody_waits_for_it() -> None:
