@@ -79,6 +79,9 @@ class DirectFile:
         self._flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
         self._is_direct = False
         self._may_be_direct = stop - offset >= DIRECT_BYTES_MIN
+        # Else a header, read in two bites, looks like the beginning of the whole file to the
+        # kernel, which then reads megabytes ahead into the page cache.
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         self._window = range(0)  # what of the file is in the bounce buffer
         self._cached_until = -1
         self._probe = bytearray(1)
