@@ -67,14 +67,17 @@ class HttpReader:
     def read_into(
         self, info: ObjectInfo, offset: int, views: Sequence[memoryview], on_bytes: OnBytes
     ) -> None:
-        cursor = Cursor(views)
+        cursor, pace = Cursor(views), self._folder.pace
         tries = self._tries()
+
+        def landed(count: int) -> None:
+            pace.came(count)
+            on_bytes(count)
+
         while cursor.done < cursor.total:
             try:
-                before = cursor.done
-                with self._folder.pace.slot():
-                    self._read_some(info, offset + cursor.done, cursor, on_bytes)
-                self._folder.pace.went_well(cursor.done - before)
+                with pace.slot():
+                    self._read_some(info, offset + cursor.done, cursor, landed)
             except TransientFailure as failure:
                 self._hold_back(failure)
                 place = f"{cursor.done} of {cursor.total} bytes from byte {offset} had come"

@@ -12,7 +12,7 @@ from butterfly_weights.pacing import Course, Window, judged, slowed
 from butterfly_weights.source import SourceOptions
 
 _RETRY_AFTER_SECONDS_MAX = 30.0
-_WINDOW_SECONDS_MIN = 0.1
+_WINDOW_SECONDS_MIN = 0.2
 
 
 def backoff_ceiling(failures: int, options: SourceOptions) -> float:
@@ -64,6 +64,7 @@ class Pace:
         self._course = Course(first, at_once_max)
         self._clock = clock
         self._under_way = self._waiting = 0
+        self._settling = False  # as many as are allowed now are not yet, or no more, under way
         self._changed = threading.Condition()
         self._begin_window()
 
@@ -84,36 +85,52 @@ class Pace:
                 self._saturated = True
                 self._changed.wait()
             self._waiting -= 1
-            self._under_way += 1
-            if self._under_way == self._course.most:  # then nobody waits for one more
-                self._saturated = True
+            self._count(1)
         try:
             yield
         finally:
             with self._changed:
-                self._under_way -= 1
+                self._count(-1)
                 self._changed.notify()
 
     def slow_down(self) -> None:
         """The source asked for less."""
         with self._changed:
-            self._course = slowed(self._course)
-            self._begin_window()
+            self._turn_to(slowed(self._course))
 
-    def went_well(self, nbytes: int = 0) -> None:
-        """A request ended well and brought so many bytes."""
+    def came(self, nbytes: int) -> None:
+        """One of the requests under way brought so many bytes."""
         with self._changed:
-            self._requests += 1
+            if self._settling:
+                return
+            self._steps += 1
             self._nbytes += nbytes
             seconds = self._clock() - self._began
             # Each of the present number had its turn, and chance its time to even out.
-            if self._requests < 2 * self.allowed or seconds < _WINDOW_SECONDS_MIN:
+            if self._steps < 2 * self.allowed or seconds < _WINDOW_SECONDS_MIN:
                 return
             window = Window(self._nbytes, seconds, self._saturated)
-            before, self._course = self.allowed, judged(self._course, window)
-            self._begin_window()
+            before = self.allowed
+            self._turn_to(judged(self._course, window))
             self._changed.notify(max(0, self.allowed - before))
 
+    def _turn_to(self, course: Course) -> None:
+        self._settling = course.allowed != self.allowed and course.allowed != self._under_way
+        self._course = course
+        self._begin_window()
+
+    def _count(self, change: int) -> None:
+        self._under_way += change
+        settled = self._settling and self._under_way == self.allowed
+        if settled or self._under_way == 0:  # idle time says nothing
+            self._settling = self._settling and not settled
+            self._begin_window()
+        self._saturated = self._saturated or self._is_full()
+
     def _begin_window(self) -> None:
-        self._began, self._requests, self._nbytes = self._clock(), 0, 0
-        self._saturated = self._waiting > 0
+        self._began, self._steps, self._nbytes = self._clock(), 0, 0
+        self._saturated = self._waiting > 0 or self._is_full()
+
+    def _is_full(self) -> bool:
+        """Nobody waits for one more than there may ever be."""
+        return self._under_way == self._course.most

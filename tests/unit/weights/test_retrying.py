@@ -64,32 +64,54 @@ class Clock:
         return self.now
 
 
-def round_of_requests(pace: Pace, clock: Clock, rate: float, *, wanted: int) -> None:
-    """As many requests as a window needs, with ``wanted`` threads that would make one."""
-    waiting = max(0, wanted - pace.allowed)
-    pace._waiting, pace._saturated = waiting, waiting > 0 or pace.allowed == pace._course.most
+def use(pace: Pace, *, wanted: int) -> None:
+    """What ``slot`` does for ``wanted`` threads that make one request after the other."""
+    pace._waiting = max(0, wanted - pace.allowed)
+    while pace._under_way != min(wanted, pace.allowed):
+        pace._count(1 if pace._under_way < pace.allowed else -1)
+    pace._saturated = pace._saturated or pace._waiting > 0
+
+
+def window_of_requests(pace: Pace, clock: Clock, rate: float, *, wanted: int) -> None:
+    use(pace, wanted=wanted)
     count = 2 * pace.allowed
     for _ in range(count):
         clock.now += 1.0 / count
-        pace.went_well(int(rate / count))
-    pace._waiting = 0
+        pace.came(int(rate / count))
 
 
 def test_the_pace_grows_while_more_connections_bring_more_bytes() -> None:
     clock = Clock()
-    pace = Pace(32, at_once_first=8, clock=clock)
+    pace = Pace(32, at_once_first=3, clock=clock)
     for _ in range(40):
-        round_of_requests(pace, clock, min(pace.allowed, 20) * 100e6, wanted=32)
+        window_of_requests(pace, clock, min(pace.allowed, 20) * 100e6, wanted=32)
 
     assert 18 <= pace.allowed <= 25
 
 
+def test_bytes_say_nothing_of_a_new_number_before_so_many_are_under_way() -> None:
+    clock = Clock()
+    pace = Pace(32, at_once_first=4, clock=clock)
+    window_of_requests(pace, clock, 400e6, wanted=32)
+    assert pace.allowed == 8
+    for _ in range(100):  # the four that were under way go on alone
+        clock.now += 0.1
+        pace.came(100)
+
+    use(pace, wanted=32)
+    window_of_requests(pace, clock, 800e6, wanted=32)
+
+    assert pace.allowed == 16
+
+
 def test_the_rate_of_as_many_as_there_may_be_says_something() -> None:
     pace = Pace(2)
-    both = threading.Barrier(2)
+    both, seen = threading.Barrier(2), list[bool]()
 
     def ask() -> None:
         with pace.slot():
+            both.wait(10)
+            seen.append(pace._saturated)
             both.wait(10)
 
     threads = [threading.Thread(target=ask) for _ in range(2)]
@@ -98,14 +120,14 @@ def test_the_rate_of_as_many_as_there_may_be_says_something() -> None:
     for thread in threads:
         thread.join()
 
-    assert pace._saturated
+    assert seen == [True, True]
 
 
 def test_the_pace_stays_when_nobody_waits_for_it() -> None:
     clock = Clock()
     pace = Pace(32, at_once_first=8, clock=clock)
     for _ in range(40):
-        round_of_requests(pace, clock, pace.allowed * 100e6, wanted=4)
+        window_of_requests(pace, clock, pace.allowed * 100e6, wanted=4)
 
     assert pace.allowed == 8
 
@@ -120,7 +142,7 @@ def test_slow_down_halves_the_pace_to_no_less_than_one_and_it_is_regained() -> N
         pace.slow_down()
     assert pace.allowed == 1
     for _ in range(100):
-        round_of_requests(pace, clock, pace.allowed * 100e6, wanted=32)
+        window_of_requests(pace, clock, pace.allowed * 100e6, wanted=32)
     assert pace.allowed == 16
 
 
@@ -136,7 +158,6 @@ def test_no_more_than_the_pace_allows_are_under_way() -> None:
                 most = max(most, under_way)
             with lock:
                 under_way -= 1
-        pace.went_well(1)
 
     threads = [threading.Thread(target=request) for _ in range(24)]
     for thread in threads:
