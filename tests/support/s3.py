@@ -117,11 +117,15 @@ def free_port() -> int:
 
 
 @contextmanager
-def moto_s3() -> Iterator[S3Server]:
-    """moto in a process: If-Match, versioning, 416; checks no signature and is slow."""
+def moto_s3(*, page_objects_max: int = 1000) -> Iterator[S3Server]:
+    """moto in a process: If-Match, versioning, 416; checks no signature and is slow.
+
+    ``page_objects_max``: objects in one page of a listing.
+    """
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with _running(command, port):
+    environment = os.environ | {"MOTO_S3_DEFAULT_MAX_KEYS": str(page_objects_max)}
+    with _running(command, port, environment):
         yield S3Server(f"http://127.0.0.1:{port}")
 
 

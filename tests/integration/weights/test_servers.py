@@ -198,3 +198,17 @@ def test_without_credentials_requests_are_unsigned_and_a_refusal_says_so(
         public = open_source("s3", PUBLIC_PLACE, endpoint_url=anyone.url, options=QUICK)
         assert read_checkpoint(public).tensors
         public.close()
+
+
+def test_a_listing_of_several_pages(tmp_path: Path) -> None:
+    names = {f"{number}.txt" for number in range(7)}
+    for name in names:
+        (tmp_path / name).write_text(name)
+    with moto_s3(page_objects_max=3) as server:
+        server.upload(tmp_path, "models/many")
+        source = open_source("s3", "models/many", endpoint_url=server.url, options=QUICK)
+        found = source.entries()
+        source.close()
+
+    assert found is not None
+    assert found.keys() == names

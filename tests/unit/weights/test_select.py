@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from butterfly_weights.merkle import LEAF_BYTES
-from butterfly_weights.select import Piece, plan_pieces
+from butterfly_weights.select import LONG_PIECE_BYTES_MAX, Piece, plan_pieces, taper
 from butterfly_weights.tensors import TensorInfo
 
 MIB = 1 << 20
@@ -61,6 +61,30 @@ def test_every_wanted_byte_comes_once_and_at_most_half_a_percent_more(
     check(pieces, tensors)
     wanted = sum(tensor.nbytes for tensor in tensors)
     assert wanted <= sum(piece.nbytes for piece in pieces) <= wanted * 1.005
+
+
+@given(wanted_tensors())
+@settings(max_examples=100, deadline=None)
+def test_long_pieces_are_cut_where_the_load_ends_and_lose_nothing(
+    tensors: list[TensorInfo],
+) -> None:
+    pieces = plan_pieces(tensors, piece_bytes_max=LONG_PIECE_BYTES_MAX)
+    tapered = taper(pieces)
+
+    assert [leaf for piece in tapered for leaf in piece.leaves] == [
+        leaf for piece in pieces for leaf in piece.leaves
+    ]
+    whole = sum(piece.nbytes for piece in pieces)
+    assert sum(piece.nbytes for piece in tapered) <= whole
+    assert all(piece.nbytes <= LONG_PIECE_BYTES_MAX for piece in tapered)
+    left = whole
+    for piece in pieces:
+        cut = [part for part in tapered if part.leaves[0] in piece.leaves]
+        if left > whole // 4:
+            assert cut == [piece]
+        else:
+            assert all(part.nbytes <= 8 * MIB for part in cut)
+        left -= piece.nbytes
 
 
 def test_neighbours_share_a_range() -> None:
