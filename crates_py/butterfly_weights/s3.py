@@ -1,7 +1,8 @@
 """A model's folder in a bucket: credentials and signatures of botocore, bytes of our own path."""
 
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -21,14 +22,24 @@ from butterfly_weights.retrying import Pace
 from butterfly_weights.source import ObjectInfo, SourceOptions, safe_name
 
 _ENTRIES_MAX = 100_000
+_SIGNATURES_MAX = 1000
+_SIGNATURE_SECONDS = 60.0
+"""So long the same one is used again; servers take one for 15 minutes."""
 
 
 class Signer:
-    """Signs requests with whatever botocore's chain finds; without credentials, not at all."""
+    """Signs requests with whatever botocore's chain finds; without credentials, not at all.
 
-    def __init__(self, session: Any, region: str) -> None:
-        self._session, self._region = session, region
+    A signature covers method and address, not the range or the condition (of the request's own
+    fields only Host and x-amz-… must be covered): so the many ranges of an object share one.
+    """
+
+    def __init__(
+        self, session: Any, region: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._session, self._region, self._clock = session, region, clock
         self._lock = threading.Lock()
+        self._known: dict[tuple[str, str], tuple[float, Any, Mapping[str, str]]] = {}
         self._credentials = session.get_credentials()
 
     @property
@@ -47,10 +58,17 @@ class Signer:
         """The given headers and those of AWS Signature Version 4."""
         if self._credentials is None:
             return dict(headers)
-        request = AWSRequest(method, url, headers=dict(headers))
-        frozen = self._credentials.get_frozen_credentials()
-        S3SigV4Auth(frozen, "s3", self._region).add_auth(request)
-        return dict(request.headers.items())
+        frozen, now = self._credentials.get_frozen_credentials(), self._clock()
+        made_at, made_by, fields = self._known.get((method, url), (0.0, None, {}))
+        if made_by != frozen or now - made_at >= _SIGNATURE_SECONDS:
+            request = AWSRequest(method, url, headers={})
+            S3SigV4Auth(frozen, "s3", self._region).add_auth(request)
+            fields = dict(request.headers.items())
+            with self._lock:
+                if len(self._known) >= _SIGNATURES_MAX:
+                    self._known.clear()
+                self._known[method, url] = (now, frozen, fields)
+        return {**headers, **fields}
 
     def refresh(self) -> bool:
         """Look the credentials up again; False when they are still the same."""
