@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from queue import LifoQueue
 from typing import Final
 
@@ -81,7 +81,8 @@ class DirectFile:
         self._may_be_direct = stop - offset >= DIRECT_BYTES_MIN
         # Else a header, read in two bites, looks like the beginning of the whole file to the
         # kernel, which then reads megabytes ahead into the page cache.
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        with suppress(OSError):  # advice, which a file system need not know
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         self._window = range(0)  # what of the file is in the bounce buffer
         self._cached_until = -1
         self._probe = bytearray(1)

@@ -59,7 +59,7 @@ def judged(course: Course, window: Window) -> Course:
         known = course.rate or window.rate
         rate = known + (window.rate - known) * _WEIGHT_OF_NEWEST
         return replace(course, rate=rate, resting=course.resting - 1)
-    if not course.before:
+    if not course.before or not course.rate:
         return _tried(course, window.rate)
     share = course.allowed / course.before - 1
     gain = window.rate / course.rate - 1

@@ -56,6 +56,14 @@ def test_noise_leads_it_nowhere() -> None:
     assert max(brought[100:]) <= 24
 
 
+def test_a_window_without_a_byte_is_no_measure_for_the_next() -> None:
+    nothing = judged(Course(3, 32), Window(0, 1.0, saturated=True))
+
+    assert judged(nothing, Window(MB, 1.0, saturated=True)) == Course(
+        12, 32, before=6, rate=float(MB)
+    )
+
+
 def test_a_full_pipe_is_probed_seldom() -> None:
     seen = settled(lambda n: min(n, 8) * 90 * MB, windows=100)
 
