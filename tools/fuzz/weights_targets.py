@@ -1,6 +1,5 @@
 """What reads a model's source: headers, index, config, manifest, a hub's answers, HTTP itself."""
 
-import http.client
 import io
 import json
 from collections.abc import Callable, Mapping
@@ -13,7 +12,7 @@ from butterfly_weights.bearer import BearerSigner, Token
 from butterfly_weights.checkpoint import Checkpoint, parse_index
 from butterfly_weights.errors import TransientFailure
 from butterfly_weights.http_answers import read_refusal
-from butterfly_weights.http_connection import BROKEN
+from butterfly_weights.http_connection import BROKEN, StreamedResponse
 from butterfly_weights.http_reader import HttpReader
 from butterfly_weights.hub_answers import error_of_hub, parse_model
 from butterfly_weights.manifest import encode_manifest, entry_of, make_manifest, parse_manifest
@@ -119,10 +118,13 @@ class _Bytes:
     """What ``http.client`` takes for a socket."""
 
     def __init__(self, data: bytes) -> None:
-        self._data = data
+        self._stream: Any = io.BytesIO(data)
 
-    def makefile(self, _mode: str) -> io.BytesIO:
-        return io.BytesIO(self._data)
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self._stream)
+
+    def recv_into(self, view: memoryview, _count: int) -> int:
+        return int(self._stream.readinto(view))
 
 
 class _Scripted:
@@ -131,7 +133,7 @@ class _Scripted:
     def __init__(self, origin: str, answers: list[bytes]) -> None:
         self._origin, self._answers = origin, answers
 
-    def get(self, method: str, url: str, headers: Mapping[str, str]) -> http.client.HTTPResponse:
+    def get(self, method: str, url: str, headers: Mapping[str, str]) -> StreamedResponse:
         if origin_of(urlsplit(url)) != self._origin:
             raise AssertionError(f"{url!r} is asked for at {self._origin}")
         at_home = self._origin == origin_of(urlsplit(_HOME))
@@ -141,7 +143,7 @@ class _Scripted:
             raise AssertionError(f"a field holds another: {headers!r}")
         answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
         pretended: Any = _Bytes(answer)
-        response = http.client.HTTPResponse(pretended, method=method)
+        response = StreamedResponse(pretended, method=method)
         try:
             response.begin()
         except BROKEN as error:
