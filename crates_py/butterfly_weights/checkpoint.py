@@ -10,10 +10,7 @@ from blake3 import blake3
 
 from butterfly_core.errors import ModelError
 from butterfly_weights.errors import NotFound, shown
-from butterfly_weights.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-)
+from butterfly_weights.manifest import MANIFEST_NAME, Manifest
 from butterfly_weights.safetensors_header import (
     LENGTH_BYTES,
     header_length,
@@ -26,7 +23,14 @@ from butterfly_weights.small_files import (
     read_manifest,
     read_small_files,
 )
-from butterfly_weights.source import ObjectInfo, Pinned, RangeReader, Source, safe_name
+from butterfly_weights.source import (
+    ObjectInfo,
+    Pinned,
+    RangeReader,
+    Source,
+    safe_name,
+    tell_nobody,
+)
 from butterfly_weights.tensors import TensorInfo
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -118,14 +122,10 @@ def read_header(reader: RangeReader, info: ObjectInfo) -> tuple[TensorInfo, ...]
     if info.size < LENGTH_BYTES + 2:
         raise ModelError(f"{info.name} has {info.size} bytes: no safetensors file is so small")
     first = bytearray(LENGTH_BYTES)
-    reader.read_into(info, 0, [memoryview(first)], _ignore)
+    reader.read_into(info, 0, [memoryview(first)], tell_nobody)
     header = bytearray(header_length(bytes(first), info.name, info.size))
-    reader.read_into(info, LENGTH_BYTES, [memoryview(header)], _ignore)
+    reader.read_into(info, LENGTH_BYTES, [memoryview(header)], tell_nobody)
     return parse_header(bytes(header), info.name, info.size)
-
-
-def _ignore(_count: int) -> None:
-    """Headers are not part of a load's progress."""
 
 
 def _info(source: Source, listed: Mapping[str, ObjectInfo] | None, name: str) -> ObjectInfo:

@@ -20,7 +20,7 @@ from butterfly_weights.http_answers import (
 )
 from butterfly_weights.http_connection import BROKEN, HttpConnection, StreamedResponse, told
 from butterfly_weights.retrying import Pace, Tries
-from butterfly_weights.source import ObjectInfo, OnBytes, SourceOptions
+from butterfly_weights.source import ObjectInfo, OnBytes, SourceOptions, tell_nobody
 from butterfly_weights.views import Cursor
 
 
@@ -148,7 +148,7 @@ class HttpReader:
             content = bytearray(size)
             cursor = Cursor([memoryview(content)])
             while cursor.done < size:
-                _fill(response, cursor, name, _ignore)
+                _fill(response, cursor, name, tell_nobody)
         except BaseException:
             self._connection.drop()
             raise
@@ -209,10 +209,6 @@ def _fill(response: StreamedResponse, cursor: Cursor, name: str, on_bytes: OnByt
         if done:
             cursor.advance(done)
             on_bytes(done)
-
-
-def _ignore(_count: int) -> None:
-    """Small objects are not part of a load's progress."""
 
 
 def _finish(response: http.client.HTTPResponse) -> None:

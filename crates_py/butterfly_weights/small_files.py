@@ -48,25 +48,22 @@ class Folder:
             return False
 
     def read(self, name: str, bytes_max: int, *, anew: bool = False) -> bytes | None:
-        """None when there is no such file. Kept, but for those wanted ``anew``."""
+        """None when there is no such file. It is fetched once, unless it is wanted ``anew``."""
         if anew or name not in self._read:
             self._read[name] = self._fetch(name, bytes_max)
         return self._read[name]
 
     def _fetch(self, name: str, bytes_max: int) -> bytes | None:
-        if self.listed is not None:
-            if name not in self.listed:
-                return None
-            return self._source.read_small(name, bytes_max=bytes_max)
+        if self.listed is not None and name not in self.listed:
+            return None
         try:
             return self._source.read_small(name, bytes_max=bytes_max)
-        except NotFound:
-            return None
-        except AccessDenied:
+        except (NotFound, AccessDenied) as error:
             # Who may not list a bucket is told 403 for an object that is missing, too.
-            if name == CONFIG_NAME:
-                raise
-            return None
+            is_absent = isinstance(error, NotFound) or name != CONFIG_NAME
+            if self.listed is None and is_absent:
+                return None
+            raise
 
 
 def read_manifest(folder: Folder) -> Manifest | None:

@@ -11,6 +11,10 @@ from butterfly_weights.errors import shown
 OnBytes = Callable[[int], None]
 
 
+def tell_nobody(_count: int) -> None:
+    """An ``OnBytes`` for what is no part of a load's progress: headers, small objects."""
+
+
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
     """One object (file) of a source; ``etag`` (without quotes) changes whenever its bytes do."""

@@ -73,3 +73,13 @@ class MemoryReader:
 
     def close(self) -> None:
         """Nothing to do."""
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now

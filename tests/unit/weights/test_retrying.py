@@ -8,6 +8,7 @@ from butterfly_core.errors import SourceError
 from butterfly_weights.errors import LoadCancelled, TransientFailure
 from butterfly_weights.retrying import Pace, Tries, backoff_ceiling
 from butterfly_weights.source import SourceOptions
+from tests.unit.weights.fakes import Clock
 
 OPTIONS = SourceOptions(backoff_first_seconds=0.1, backoff_max_seconds=3.0, tries_max=8)
 FAILURE = TransientFailure("m.safetensors: reset")
@@ -52,16 +53,6 @@ def test_the_server_may_ask_for_a_longer_wait_but_not_for_any() -> None:
 def test_a_wait_that_is_interrupted_ends_the_tries() -> None:
     with pytest.raises(LoadCancelled):
         Tries(OPTIONS, lambda _: True).failed(FAILURE, "")
-
-
-class Clock:
-    """Time that passes when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def use(pace: Pace, *, wanted: int) -> None:

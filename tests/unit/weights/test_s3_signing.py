@@ -3,6 +3,7 @@
 from botocore.credentials import Credentials
 
 from butterfly_weights.s3 import Signer
+from tests.unit.weights.fakes import Clock
 
 URL = "https://bucket.s3.amazonaws.com/model.safetensors"
 
@@ -15,16 +16,6 @@ class Session:
 
     def get_credentials(self) -> Credentials:
         return self.credentials
-
-
-class Clock:
-    """Time that passes when it is told to."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def signed(signer: Signer, *, url: str = URL, first: int = 0) -> dict[str, str]:
