@@ -127,7 +127,7 @@ class CacheEntry:
 
 def entries_in(directory: Path) -> Iterator[CacheEntry]:
     """All tensors of a cache, and what writing left half done."""
-    for path in (directory / "tensors").glob("??/*"):
+    for path in _files(directory):
         if _NAME.fullmatch(path.name):
             with suppress(OSError):
                 status = path.lstat()
@@ -136,14 +136,26 @@ def entries_in(directory: Path) -> Iterator[CacheEntry]:
 
 def drop_half_written(directory: Path) -> None:
     """Remove what a process that died was writing; only for the holder of the lock."""
-    for path in (directory / "tensors").glob("??/*.part"):
-        if _NAME.fullmatch(path.name):
+    for path in _files(directory):
+        is_part = path.suffix == ".part" and _NAME.fullmatch(path.name)
+        is_left = path.suffix == ".info" and not path.with_suffix("").exists()
+        if is_part or is_left:
             with suppress(OSError):
                 path.unlink()
-    for path in (directory / "tensors").glob("??/*.info"):
-        if not path.with_suffix("").exists():
-            with suppress(OSError):
-                path.unlink()
+
+
+def _files(directory: Path) -> Iterator[Path]:
+    """All that lies where tensors do. A cache may go, or be cleared, while one looks."""
+    for folder in _children(directory / "tensors"):
+        if len(folder.name) == 2:
+            yield from _children(folder)
+
+
+def _children(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
 
 
 def read_pins(path: Path) -> Mapping[str, bytes]:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -272,3 +273,16 @@ def test_entries_are_for_their_owner_alone(source: Source, place: Path) -> None:
     assert place.stat().st_mode & 0o077 == 0
     for path in place.rglob("*"):
         assert path.is_dir() or path.stat().st_mode & 0o022 == 0
+
+
+def test_a_cache_that_goes_while_it_is_listed_has_no_more_entries(tmp_path: Path) -> None:
+    for digest in ("aa" * 32, "bb" * 32):
+        path = tmp_path / "tensors" / digest[:2] / digest
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"1234")
+    entries = entries_in(tmp_path)
+
+    assert next(entries).nbytes == 4
+    shutil.rmtree(tmp_path)
+
+    assert list(entries) == []
